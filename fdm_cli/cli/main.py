@@ -1,0 +1,105 @@
+"""The `fdm` command: the app, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from fdm_cli import __version__
+from fdm_cli.cli.options import Settings
+from fdm_cli.errors import FdmError
+
+app = typer.Typer(
+    name="fdm",
+    help="Long videos from a small diffusion model (Flexible Diffusion Modeling, arXiv 2205.11495).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        import torch
+
+        from fdm_cli.device import choose_device
+
+        print(f"fdm {__version__} (torch {torch.__version__}, device {choose_device('auto')})")
+        raise typer.Exit
+
+
+@app.callback()
+def fdm(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the versions of fdm and torch and the device.", callback=_print_version),
+    ] = False,
+) -> None:
+    """Long videos from a small diffusion model (Flexible Diffusion Modeling, arXiv 2205.11495)."""
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or input, 130 or 143 stopped by a signal."""
+    signal.signal(signal.SIGTERM, _terminate)
+    settings = Settings()
+    try:
+        code = app(standalone_mode=False, obj=settings, prog_name="fdm")
+        sys.stdout.flush()
+    except TyperException as error:
+        _fail(error.format_message().rstrip("."), _usage_hint(error), error.exit_code)
+    except FdmError as error:
+        if settings.debug:
+            traceback.print_exc()
+        _fail(error.message, error.hint, error.exit_code)
+    except BrokenPipeError:
+        _leave_quietly()
+    except typer.Abort:
+        _fail("interrupted", None, 130)
+    except OSError as error:
+        if settings.debug:
+            traceback.print_exc()
+        _fail(_describe_os_error(error), None, 1)
+    if code == 130:
+        _fail("interrupted", None, 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(signal_number: int, _frame: object) -> NoReturn:
+    """SIGTERM as an exception, so that `finally` clauses run."""
+    raise SystemExit(128 + signal_number)
+
+
+def _fail(message: str, hint: str | None, code: int) -> NoReturn:
+    """Prints the error on stderr and exits; stdout may be broken, so nothing more is flushed into it."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _leave_quietly() -> NoReturn:
+    """The reader of stdout went away (`| head`): nothing to say, and nothing left to flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(0)
+
+
+def _usage_hint(error: TyperException) -> str | None:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context is not None else None
+
+
+def _describe_os_error(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"

@@ -1,0 +1,53 @@
+"""What can go wrong, as types: a message, a hint, an exit code.
+
+The library raises these; `cli/main.py` is the one place that turns them into a line on stderr
+and an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FdmError(Exception):
+    """An expected failure: one line that says what is wrong and where, one line that says what to do.
+
+    Args:
+        message: what is wrong, and where; one line.
+        hint: what the user can do about it; one line, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RunFailed(FdmError):
+    """The input was fine, the work failed: disk full, loss not a number."""
+
+
+class BadInput(FdmError):
+    """Wrong usage or an unusable file, found before any work was done."""
+
+    exit_code = 2
+
+
+class Interrupted(FdmError):
+    """Stopped by a signal after everything was saved: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, signal_number: int, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """One line of hint for a name that does not exist: the nearest real one, else all of them."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "known: " + ", ".join(names) if names else "there are none"
