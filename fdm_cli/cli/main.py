@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from fdm_cli import __version__
+from fdm_cli.cli.inspect_scheme import inspect_scheme
 from fdm_cli.cli.options import Settings
 from fdm_cli.errors import FdmError
 
@@ -44,6 +45,9 @@ def fdm(
     ] = False,
 ) -> None:
     """Long videos from a small diffusion model (Flexible Diffusion Modeling, arXiv 2205.11495)."""
+
+
+app.command("inspect-scheme")(inspect_scheme)
 
 
 def main() -> NoReturn:

@@ -1,0 +1,181 @@
+"""`fdm inspect-scheme`: what a scheme will do, before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fdm_cli import plan as planner
+from fdm_cli import scheme as schemes
+from fdm_cli.cli import timeline
+from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet
+from fdm_cli.cli.render import Output
+from fdm_cli.errors import BadInput
+from fdm_cli.plan import Plan
+
+
+def inspect_scheme(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[SCHEME]", help="A shipped scheme or a YAML file; without one, a list.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option("--length", min=1, max=MAX_FRAMES, help="Frames of the whole video, given ones too.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, max=MAX_WINDOW, help="Frames per network call.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, max=MAX_WINDOW, help="New frames per network call.")
+    ] = None,
+    given: Annotated[
+        str | None,
+        typer.Option("--given", metavar="FRAMES", help="Frames that exist: 8 (the first 8), or 0:8,152:160, or ::10."),
+    ] = None,
+    summary: Annotated[bool, typer.Option("--summary", help="No picture, and no stages in the JSON.")] = False,
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Also write the picture as a PNG file.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    quiet: Quiet = False,
+    _debug: Debug = False,
+) -> None:
+    """Show which frames each network call of a scheme generates and which it looks at.
+
+    Needs no model. The same plan is what sample and extend execute.
+    """
+    output = Output(as_json, quiet)
+    if name is None:
+        if any(value is not None for value in (length, window, step, given, plot)) or summary:
+            raise BadInput("which scheme?", "known: " + ", ".join(schemes.names()))
+        _list_schemes(output)
+        return
+    if plot is not None:
+        _check_plot(plot, force)
+    plan = _make(name, length, window, step, given, output)
+    if plot is not None:
+        from fdm_cli.plan_picture import write
+
+        write(plan, plot)
+        output.note(f"wrote {plot}")
+    if as_json:
+        output.result(as_data(plan, with_stages=not summary), "")
+    else:
+        output.result({}, describe(plan) if summary else f"{picture(plan)}\n\n{describe(plan)}")
+
+
+def as_data(plan: Plan, *, with_stages: bool = True) -> dict[str, Any]:
+    """The plan as JSON prints it."""
+    data: dict[str, Any] = {
+        "scheme": plan.scheme,
+        "length": plan.length,
+        "window": plan.window,
+        "step": plan.step,
+        "given": plan.given,
+        "calls": plan.calls,
+        "waves": plan.waves,
+    }
+    if plan.closed:
+        data["closed"] = True
+    if with_stages:
+        data["stages"] = [
+            {"wave": stage.wave, "observed": stage.observed, "latent": stage.latent}
+            if stage.observed is not None
+            else {"wave": stage.wave, "observed": None, "observed_count": stage.observed_count, "latent": stage.latent}
+            for stage in plan.stages
+        ]
+    return data
+
+
+def describe(plan: Plan, clip_length: int | None = None) -> str:
+    """The plan in two lines: its sizes, and what it costs.
+
+    Args:
+        plan: the plan.
+        clip_length: the longest clip, in frames, that the model was trained on; adds how the reach stands to it.
+    """
+    counts = list(plan.stages.observed_counts)
+    low, high = min(counts, default=0), max(counts, default=0)
+    observed = f"{low}" if low == high else f"{low} to {high} (mean {sum(counts) / len(counts):.1f})"
+    reach = f"reach {plan.reach:,} frames"
+    if clip_length is not None:
+        fits = plan.reach < clip_length
+        reach += f" ({'within' if fits else 'beyond'} the {clip_length:,} frames of a training clip)"
+    given = f", given {_shorten(planner.format_given(plan.given))}" if plan.given else ""
+    return (
+        f"{plan.scheme}: {plan.length:,} frames, window {plan.window}, step {plan.step}{given}\n"
+        f"{_plural(plan.calls, 'call')} in {_plural(plan.waves, 'wave')}, "
+        f"observed frames per call {observed}, {reach}"
+    )
+
+
+def picture(plan: Plan) -> str:
+    """The timeline, as wide as the terminal, in the characters that it can show."""
+    columns = max(20, shutil.get_terminal_size((80, 24)).columns)
+    return timeline.timeline(plan, columns, timeline.UNICODE if _shows_unicode() else timeline.ASCII)
+
+
+def _make(
+    name: str, length: int | None, window: int | None, step: int | None, given: str | None, output: Output
+) -> Plan:
+    scheme = schemes.load(name)
+    frames = scheme.length if length is None else length
+    if given is None:
+        spans = planner.example_given(scheme, length=length, window=window, step=step)
+        if spans:
+            output.note(f"{scheme.name} needs given frames; shown with --given {planner.format_given(spans)}")
+    else:
+        spans = planner.parse_given(given, frames)
+    return planner.make(scheme, length=length, window=window, step=step, given=spans)
+
+
+def _list_schemes(output: Output) -> None:
+    found = [schemes.load(name) for name in schemes.names()]
+    width = max(len(scheme.name) for scheme in found)
+    data = {
+        "schemes": [
+            {
+                "name": scheme.name,
+                "about": scheme.about,
+                "length": scheme.length,
+                "window": scheme.window,
+                "step": scheme.step,
+                "given": scheme.given,
+                "needs_given": scheme.start is None,
+            }
+            for scheme in found
+        ]
+    }
+    output.result(data, "\n".join(f"{scheme.name:<{width}}  {scheme.about}" for scheme in found))
+
+
+def _check_plot(path: Path, force: bool) -> None:
+    if path.suffix.lower() != ".png":
+        raise BadInput(f"--plot: {path} does not end in .png")
+    if path.is_dir() or (path.exists() and not force):
+        raise BadInput(f"--plot: {path} exists", None if path.is_dir() else "--force overwrites it")
+    if not path.parent.is_dir():
+        raise BadInput(f"--plot: there is no folder {path.parent}")
+
+
+def _shows_unicode() -> bool:
+    if os.environ.get("LC_ALL") in ("C", "POSIX"):
+        return False
+    try:
+        "█▒░·…".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37].rpartition(',')[0]},..."

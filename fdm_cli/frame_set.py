@@ -1,0 +1,99 @@
+"""A growing set of frames that finds its nearest members at once, even among a million.
+
+Planning asks again and again for the nearest known or unknown frame. One byte a frame, searched with
+`bytes.find`, answers in the time of a memory scan; a second row of bytes, one for each block of frames,
+keeps that scan short however long the video is.
+"""
+
+from __future__ import annotations
+
+_BLOCK = 4096
+
+
+class FrameSet:
+    """A set of frames out of `0 .. length - 1`; frames are added, never removed.
+
+    Args:
+        length: the number of frames of the video.
+    """
+
+    __slots__ = ("_any", "_counts", "_full", "_member", "count", "length")
+
+    def __init__(self, length: int) -> None:
+        blocks = (length + _BLOCK - 1) // _BLOCK
+        self.length = length
+        self.count = 0
+        self._member = bytearray(length)
+        self._counts = [0] * blocks
+        self._any = bytearray(blocks)
+        self._full = bytearray(blocks)
+
+    def copy(self) -> FrameSet:
+        """The set as it is now, unmoved by what is added later."""
+        other = FrameSet(0)
+        other.length, other.count = self.length, self.count
+        other._member = self._member[:]
+        other._counts = self._counts[:]
+        other._any, other._full = self._any[:], self._full[:]
+        return other
+
+    def __contains__(self, frame: int) -> bool:
+        return bool(self._member[frame])
+
+    def add(self, frame: int) -> None:
+        """Adds a frame that is not in the set."""
+        block = frame // _BLOCK
+        self._member[frame] = 1
+        self.count += 1
+        self._counts[block] += 1
+        self._any[block] = 1
+        if self._counts[block] == min(_BLOCK, self.length - block * _BLOCK):
+            self._full[block] = 1
+
+    def add_range(self, start: int, stop: int) -> None:
+        """Adds the frames `start .. stop - 1`, of which none is in the set."""
+        self._member[start:stop] = b"\1" * (stop - start)
+        self.count += stop - start
+        for block in range(start // _BLOCK, (stop + _BLOCK - 1) // _BLOCK):
+            low, high = block * _BLOCK, min((block + 1) * _BLOCK, self.length)
+            self._counts[block] += min(stop, high) - max(start, low)
+            self._any[block] = 1
+            self._full[block] = self._counts[block] == high - low
+
+    def next_in(self, frame: int) -> int:
+        """The first member at `frame` or after it; -1 when there is none."""
+        return self._search_up(self._any, 1, 1, frame)
+
+    def next_out(self, frame: int) -> int:
+        """The first frame at `frame` or after it that is not in the set; -1 when there is none."""
+        return self._search_up(self._full, 0, 0, frame)
+
+    def previous_in(self, frame: int) -> int:
+        """The last member before `frame`; -1 when there is none."""
+        return self._search_down(self._any, 1, 1, frame)
+
+    def previous_out(self, frame: int) -> int:
+        """The last frame before `frame` that is not in the set; -1 when there is none."""
+        return self._search_down(self._full, 0, 0, frame)
+
+    def count_between(self, start: int, stop: int) -> int:
+        """How many members there are among `start .. stop - 1`."""
+        return self._member.count(1, start, stop)
+
+    def _search_up(self, summary: bytearray, promising: int, wanted: int, frame: int) -> int:
+        frame = max(frame, 0)
+        found = self._member.find(wanted, frame, frame + _BLOCK)
+        if found >= 0:
+            return found
+        block = summary.find(promising, frame // _BLOCK + 1)
+        return -1 if block < 0 else self._member.find(wanted, block * _BLOCK, (block + 1) * _BLOCK)
+
+    def _search_down(self, summary: bytearray, promising: int, wanted: int, frame: int) -> int:
+        frame = min(frame, self.length)
+        if frame <= 0:
+            return -1
+        found = self._member.rfind(wanted, max(frame - _BLOCK, 0), frame)
+        if found >= 0 or frame <= _BLOCK:
+            return found
+        block = summary.rfind(promising, 0, (frame - _BLOCK) // _BLOCK + 1)
+        return -1 if block < 0 else self._member.rfind(wanted, block * _BLOCK, (block + 1) * _BLOCK)

@@ -1,0 +1,464 @@
+"""Scheme -> Plan: the windows of a long video, in order, with what may run side by side.
+
+N frames are made K at a time (FDM, arXiv 2205.11495). A plan is a row of stages, each one network window of
+observed and latent frames. Stages that need nothing from each other share a **wave** and may run as one batch.
+The rules that propose frames live in `rules.py`; here every proposal is checked, whatever scheme it comes from.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import overload
+
+from fdm_cli import rules
+from fdm_cli.errors import BadInput
+from fdm_cli.frame_set import FrameSet
+from fdm_cli.scheme import Round, Scheme, frame_range
+from fdm_cli.yaml_file import Node
+
+MAX_LENGTH = 100_000_000
+MAX_WINDOW = 4096
+MAX_PLACES = 50_000_000
+
+Span = range | tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Observed frames that are chosen when the stage runs, by how different they look.
+
+    Attributes:
+        always: observed in any case; the farthest-point selection starts from these.
+        among: the candidates are the given frames and the latent frames of the first `among` stages.
+    """
+
+    always: tuple[int, ...]
+    among: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One network window.
+
+    Attributes:
+        observed: the frames it looks at, sorted; None when they are chosen at run time.
+        observed_count: how many frames it looks at.
+        latent: the frames it makes, sorted.
+        wave: 0 when it needs nothing that is generated, else one more than the latest wave it needs.
+        choice: how to choose the observed frames at run time; None when they are known.
+    """
+
+    observed: tuple[int, ...] | None
+    observed_count: int
+    latent: tuple[int, ...]
+    wave: int
+    choice: Choice | None = None
+
+
+class Stages(Sequence[Stage]):
+    """The stages of a plan, kept as flat arrays: a plan of a million frames takes megabytes, not gigabytes."""
+
+    __slots__ = ("_choices", "_frames", "_latent_at", "_starts", "_waves")
+
+    def __init__(self) -> None:
+        self._frames = array("i")
+        self._starts = array("q", [0])
+        self._latent_at = array("q")
+        self._waves = array("i")
+        self._choices: dict[int, tuple[int, int]] = {}
+
+    def append(self, observed: Sequence[int], latent: Sequence[int], wave: int, more: int, among: int) -> None:
+        """Adds a stage with `more` observed frames to be chosen from what the first `among` stages made."""
+        if more:
+            self._choices[len(self._waves)] = (more, among)
+        self._frames.extend(observed)
+        self._latent_at.append(len(self._frames))
+        self._frames.extend(latent)
+        self._starts.append(len(self._frames))
+        self._waves.append(wave)
+
+    def __len__(self) -> int:
+        return len(self._waves)
+
+    @overload
+    def __getitem__(self, index: int) -> Stage: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Stage, ...]: ...
+    def __getitem__(self, index: int | slice) -> Stage | tuple[Stage, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        if index < 0:
+            index += len(self)
+        wave = self._waves[index]
+        middle = self._latent_at[index]
+        observed = tuple(self._frames[self._starts[index] : middle])
+        latent = tuple(self._frames[middle : self._starts[index + 1]])
+        if index not in self._choices:
+            return Stage(observed, len(observed), latent, wave)
+        more, among = self._choices[index]
+        return Stage(None, len(observed) + more, latent, wave, Choice(observed, among))
+
+    @property
+    def waves(self) -> Sequence[int]:
+        """The wave of every stage."""
+        return self._waves
+
+    @property
+    def observed_counts(self) -> Iterator[int]:
+        """How many frames every stage looks at."""
+        for index, (start, middle) in enumerate(zip(self._starts, self._latent_at, strict=False)):
+            yield middle - start + self._choices.get(index, (0, 0))[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A checked plan: every frame is given or made exactly once, from frames known by then.
+
+    Attributes:
+        scheme: the scheme's name.
+        length: N, in frames.
+        window: K, the most frames of any stage.
+        step: new frames per stage where the scheme's rules ask for it.
+        given: the frames that exist beforehand, as half-open ranges, sorted and apart.
+        closed: time is a circle; an observed frame may stand after the last frame or before the first
+            (`positions`).
+        stages: in the order of the scheme.
+        waves: how many waves there are.
+        reach: the furthest two frames of one window are apart, in frames; with run-time choice, may be.
+    """
+
+    scheme: str
+    length: int
+    window: int
+    step: int
+    given: tuple[tuple[int, int], ...]
+    closed: bool
+    stages: Stages
+    waves: int
+    reach: int
+    _makers: Sequence[int]
+    _observers: Sequence[int]
+    _last_choosing: int
+    _last_among: int
+
+    @property
+    def calls(self) -> int:
+        """How many windows there are: network calls per denoising step, taken one by one."""
+        return len(self.stages)
+
+    def by_wave(self) -> Iterator[tuple[int, ...]]:
+        """The numbers of the stages of each wave, wave after wave: the order in which a plan is executed."""
+        waves = self.stages.waves
+        for _, group in groupby(sorted(range(len(waves)), key=waves.__getitem__), key=waves.__getitem__):
+            yield tuple(group)
+
+    def maker(self, frame: int) -> int:
+        """The stage that makes a frame; -1 for a given one."""
+        return self._makers[frame]
+
+    @property
+    def makers(self) -> Sequence[int]:
+        """For each frame the stage that makes it; -1 for given ones."""
+        return self._makers
+
+    def last_observer(self, frame: int) -> int:
+        """The stage that observes a frame, or may, last in the order of execution (`by_wave`); -1 when none does."""
+        explicit = self._observers[frame]
+        if self._makers[frame] >= self._last_among:
+            return explicit
+        waves = self.stages.waves
+        choosing = self._last_choosing
+        return choosing if explicit < 0 or waves[choosing] >= waves[explicit] else explicit
+
+    def positions(self, stage: Stage, observed: Sequence[int]) -> tuple[int, ...]:
+        """Where observed frames stand in time, as the network is to see them.
+
+        That is their own number; in a closed plan it is the number, or the number plus or minus the length:
+        the side on which the frame is nearer to the stage's latent frames.
+        """
+        if not self.closed:
+            return tuple(observed)
+        return tuple(_nearest_turn(frame, stage.latent[0], stage.latent[-1], self.length) for frame in observed)
+
+
+def make(
+    scheme: Scheme,
+    *,
+    length: int | None = None,
+    window: int | None = None,
+    step: int | None = None,
+    given: Sequence[Span] = (),
+) -> Plan:
+    """Makes the plan of a scheme.
+
+    Args:
+        scheme: from `scheme.load`.
+        length: N, the frames of the whole video, given ones included; None is the scheme's.
+        window: K, the most frames of a network call; None is the scheme's.
+        step: new frames per call; None is the scheme's, or its share of another window, at least 1.
+        given: half-open ranges of frames that exist beforehand; they may touch and overlap.
+
+    Raises:
+        BadInput: impossible sizes; a scheme that breaks an invariant, with its line, the stage and the frame.
+    """
+    length = scheme.length if length is None else length
+    if step is None:
+        step = scheme.step if window is None else max(1, scheme.step * window // scheme.window)
+    window = scheme.window if window is None else window
+    _check_sizes(length, window, step)
+    spans = merge(given, length)
+    if not spans and scheme.start is None:
+        example = format_given(example_given(scheme, length=length, window=window, step=step))
+        raise BadInput(f"{scheme.name} needs given frames ({_WHERE_GIVEN[scheme.given]})", f"--given {example}")
+    draft = _Draft(scheme, length, window, step, spans)
+    for item in scheme.rounds:
+        if spans or not item.only_given:
+            draft.run(item)
+    return draft.finish()
+
+
+def example_given(
+    scheme: Scheme, *, length: int | None = None, window: int | None = None, step: int | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Given frames as the scheme expects them, to look at its plan without having any; () when it needs none."""
+    if scheme.start is not None:
+        return ()
+    length = length or scheme.length
+    if step is None:
+        step = scheme.step if window is None else max(1, scheme.step * window // scheme.window)
+    few = max(1, min(step, length // 4))
+    if scheme.given == "last":
+        return ((length - few, length),)
+    if scheme.given == "ends":
+        return merge([(0, few), (length - few, length)], length)
+    if scheme.given == "spread":
+        count = max(2, (length - 1) // max(2, step) + 1)
+        return merge([(at, at + 1) for at in (i * (length - 1) // (count - 1) for i in range(count))], length)
+    return ((0, few),)
+
+
+def format_given(given: Sequence[tuple[int, int]]) -> str:
+    """Given frames as `--given` takes them."""
+    if len(given) > 2 and all(stop - start == 1 for start, stop in given):
+        gaps = {right[0] - left[0] for left, right in pairwise(given)}
+        if len(gaps) == 1:
+            return f"{given[0][0]}:{given[-1][1]}:{gaps.pop()}"
+    return ",".join(f"{start}:{stop}" for start, stop in given)
+
+
+def parse_given(text: str, length: int) -> tuple[tuple[int, int], ...]:
+    """Given frames as they are typed: `8` is the first eight, `0:8,152:160` ranges, `::10` every tenth frame.
+
+    Raises:
+        BadInput: anything else, or frames outside of a video of `length` frames.
+    """
+    spans: list[Span] = []
+    for part in text.split(","):
+        if part.strip().isascii() and part.strip().isdigit() and len(part) < 12:
+            count = int(part)
+            spans.extend([(0, count)] if count else [])
+            continue
+        frames = frame_range(Node(part, "--given"))
+        if frames.step == 0 or max(frames.stop or 0, frames.start or 0) > length:
+            raise BadInput(
+                f"--given: {part.strip()} is outside of a video of {length} frames",
+                "the length counts the given frames too",
+            )
+        spans.append(frames.frames(length))
+    return merge(spans, length)
+
+
+def merge(given: Sequence[Span], length: int) -> tuple[tuple[int, int], ...]:
+    """Ranges sorted and joined where they touch; BadInput when one leaves a video of `length` frames."""
+    pairs: list[tuple[int, int]] = []
+    for span in given:
+        if isinstance(span, range) and abs(span.step) != 1:
+            pairs.extend((frame, frame + 1) for frame in span)
+            continue
+        start, stop = (min(span), max(span) + 1) if isinstance(span, range) and span else (span[0], span[1])
+        pairs.append((start, stop))
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(pairs):
+        if start >= stop:
+            raise BadInput(f"given frames {start}:{stop}: an empty range", "start:stop, stop not included")
+        if start < 0 or stop > length:
+            raise BadInput(
+                f"given frames {start}:{stop} are outside of a video of {length} frames",
+                "the length counts the given frames too",
+            )
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+_WHERE_GIVEN = {
+    "first": "at the start",
+    "last": "at the end",
+    "ends": "at the start and at the end",
+    "spread": "spread over the video",
+    "closed": "at the start",
+}
+
+
+def _check_sizes(length: int, window: int, step: int) -> None:
+    for name, value, most in (("length", length, MAX_LENGTH), ("window", window, MAX_WINDOW)):
+        if not 1 <= value <= most:
+            raise BadInput(f"the {name} must be from 1 to {most:,} frames, not {value}")
+    if not 1 <= step <= window:
+        raise BadInput(f"the step must be from 1 to the window ({window} frames), not {step}")
+
+
+def _nearest_turn(frame: int, first: int, last: int, length: int) -> int:
+    """Which of frame, frame - length, frame + length is nearest to first..last; itself when in doubt."""
+    if frame < first:
+        return frame if first - frame <= frame + length - last else frame + length
+    if frame > last:
+        return frame if frame - last <= first - (frame - length) else frame - length
+    return frame
+
+
+class _Draft:
+    """A plan in the making: runs rounds, checks every stage, keeps count of waves and observers."""
+
+    def __init__(self, scheme: Scheme, length: int, window: int, step: int, given: tuple[tuple[int, int], ...]) -> None:
+        known = FrameSet(length)
+        for start, stop in given:
+            known.add_range(start, stop)
+        self.scheme = scheme
+        self.given = given
+        self.board = rules.Board(length, window, step, scheme.closed, known, known)
+        self.stages = Stages()
+        self.makers = array("i", [-1]) * length
+        self.observers = array("i", [-1]) * length
+        self.waves_made = array("i", [-1]) * length
+        self.latest_wave = -1
+        self.reach = 0
+        self.places = 0
+        self.last_choosing, self.last_among = -1, -1
+        self.among, self.wave_among = 0, -1
+        if given:
+            self.board.origin = [frame for start, stop in given for frame in range(start, stop)]
+        elif scheme.start is not None:
+            self.board.origin = rules.start(scheme.start, length, window)
+            self.add(scheme.where, [], list(self.board.origin), 0)
+
+    def run(self, item: Round) -> None:
+        """Makes all the stages of a round."""
+        board = self.board
+        board.visible = board.known
+        now = -1
+        for count, (number, latent) in enumerate(rules.generate(board, item)):
+            if count == item.times:
+                break
+            if not item.parallel or number != now:
+                now = number
+                self.among, self.wave_among = len(self.stages), self.latest_wave
+                if item.parallel:
+                    board.visible = board.known.copy()
+            observed, more = rules.observe(board, item, latent)
+            self.add(item.where, observed, latent, more)
+
+    def add(self, where: str, observed: list[int], latent: list[int], more: int) -> None:
+        """Adds a stage after checking it; `more` observed frames are chosen at run time."""
+        number = len(self.stages)
+        observed.sort()
+        self._check(where, number, observed, latent, more)
+        waves = self.waves_made
+        wave = self.wave_among if more else -1
+        for frame in observed:
+            wave = max(wave, waves[frame])
+        wave += 1
+        known = self.board.known
+        for frame in latent:
+            known.add(frame)
+            waves[frame] = wave
+            self.makers[frame] = number
+        self.stages.append(observed, latent, wave, more, self.among)
+        stage_waves = self.stages.waves
+        for frame in observed:
+            last = self.observers[frame]
+            if last < 0 or stage_waves[last] <= wave:
+                self.observers[frame] = number
+        if more:
+            self.last_choosing, self.last_among = number, self.among
+        self.latest_wave = max(self.latest_wave, wave)
+        self._measure_reach(observed, latent, more)
+
+    def _check(self, where: str, number: int, observed: list[int], latent: list[int], more: int) -> None:
+        """The invariants of a stage."""
+        board = self.board
+        if len(observed) + more + len(latent) > board.window:
+            frame = latent[0] if latent else 0
+            raise BadInput(
+                f"{where}: stage {number}, which makes frame {frame}: {len(observed) + more} observed and "
+                f"{len(latent)} latent frames do not fit into a window of {board.window}"
+            )
+        if not latent:
+            raise BadInput(f"{where}: stage {number} makes no frame")
+        before = -1
+        for frame in latent:
+            if not before < frame < board.length or frame in board.known:
+                raise BadInput(f"{where}: stage {number}: frame {frame} is not a new frame of the video")
+            before = frame
+        before = -1
+        for frame in observed:
+            if not before < frame < board.length or frame not in board.visible:
+                raise BadInput(
+                    f"{where}: stage {number} observes frame {frame}, which is not known by then",
+                    "observe frames that are given or that an earlier round makes",
+                )
+            before = frame
+        self.places += len(observed) + len(latent)
+        if self.places > MAX_PLACES:
+            raise BadInput(
+                f"{where}: the plan is too large: its windows hold more than {MAX_PLACES:,} frames",
+                "a smaller --length, or a larger --step",
+            )
+
+    def _measure_reach(self, observed: list[int], latent: list[int], more: int) -> None:
+        board = self.board
+        if more:
+            low = min(latent[0], board.visible.next_in(0))
+            high = max(latent[-1], board.visible.previous_in(board.length))
+        else:
+            low, high = latent[0], latent[-1]
+            if observed and board.closed:
+                places = [_nearest_turn(frame, low, high, board.length) for frame in observed]
+                low, high = min(low, *places), max(high, *places)
+            elif observed:
+                low, high = min(low, observed[0]), max(high, observed[-1])
+        self.reach = max(self.reach, high - low)
+
+    def finish(self) -> Plan:
+        """The plan, after checking that nothing is left to make."""
+        board, scheme = self.board, self.scheme
+        missing = board.known.next_out(0)
+        if missing >= 0:
+            count = board.length - board.known.count
+            raise BadInput(
+                f"{scheme.where}: {scheme.name} never makes frame {missing} "
+                f"({count:,} of {board.length:,} frames remain after stage {len(self.stages) - 1})",
+                f"its given frames stand {_WHERE_GIVEN[scheme.given]}"
+                if self.given
+                else "a shorter --length, or a round that makes the rest",
+            )
+        return Plan(
+            scheme=scheme.name,
+            length=board.length,
+            window=board.window,
+            step=board.step,
+            given=self.given,
+            closed=scheme.closed,
+            stages=self.stages,
+            waves=self.latest_wave + 1,
+            reach=self.reach,
+            _makers=self.makers,
+            _observers=self.observers,
+            _last_choosing=self.last_choosing,
+            _last_among=self.last_among,
+        )
