@@ -1,0 +1,664 @@
+import io
+import itertools
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fdm_cli import video
+from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.video_writer import check_output, open_writer, real_fps
+
+SEED = np.random.default_rng(7)
+LOSSLESS = ["a.npz", "a.apng", "a.webp", "frames/"]
+EVERY = [*LOSSLESS, "a.gif", "a.mp4"]
+
+
+def clip(frames=12, height=20, width=24, channels=1):
+    """A bright square that moves over a gradient, uint8 (N, H, W, C)."""
+    ramp = np.linspace(0, 150, width, dtype=np.uint8)
+    array = np.broadcast_to(ramp[:, None], (frames, height, width, channels)).copy()
+    for index, frame in enumerate(array):
+        frame[4:10, index % (width - 6) : index % (width - 6) + 6, 0] = 255
+    return array
+
+
+def write(path, frames, fps=10.0, **options):
+    with open_writer(path, fps, **options) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return writer
+
+
+def everything(path):
+    return np.stack(list(video.read(path)))
+
+
+def listing(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+# Round trips, counted by readers of others.
+
+
+def frames_by_another_reader(path):
+    """How many frames Pillow, PyAV or numpy see, and for how long, in seconds (None: it does not say)."""
+    if path.is_dir():
+        return len(list(path.iterdir())), None
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            return len(archive["frames"]), len(archive["frames"]) / float(archive["fps"])
+    if path.suffix == ".mp4":
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return len(list(container.decode(video=0))), float(stream.duration * stream.time_base)
+    with Image.open(path) as image:
+        seconds = 0.0
+        for index in range(image.n_frames):
+            image.seek(index)
+            image.load()
+            seconds += image.info["duration"] / 1000
+        return image.n_frames, seconds
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", EVERY)
+def test_written_files_hold_every_frame(tmp_path, name, channels):
+    frames = np.repeat(clip(channels=channels), [1, 5] * 6, axis=0)  # many equal ones in a row
+    path = tmp_path / name
+    writer = write(f"{tmp_path}/{name}", frames)
+    count, seconds = frames_by_another_reader(path)
+    assert count == len(frames) == writer.frames
+    assert seconds is None or seconds == pytest.approx(len(frames) / writer.fps, rel=1e-3)
+    info = video.probe(path)
+    assert (info.frames, info.height, info.width, info.fps) == (len(frames), 20, 24, pytest.approx(10))
+    assert listing(tmp_path) == [name.rstrip("/")]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_formats_are_exact(tmp_path, name, channels):
+    frames = SEED.integers(0, 256, (5, 9, 7, channels), np.uint8)
+    write(f"{tmp_path}/{name}", frames)
+    back = everything(tmp_path / name)
+    assert back.shape[3] == (3 if name == "a.webp" else channels)
+    assert np.array_equal(back[..., :channels], frames)
+
+
+def test_grey_gif_is_exact_and_stays_grey(tmp_path):
+    frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 0)
+    frames[1:] = SEED.integers(0, 256, (2, 16, 16, 1))
+    write(tmp_path / "a.gif", frames)
+    assert np.array_equal(everything(tmp_path / "a.gif"), frames)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.info["loop"] == 0
+        image.seek(2)
+        assert np.array_equal(np.asarray(image.convert("L")), frames[2, ..., 0])
+
+
+def test_gif_reads_the_same_in_libav(tmp_path):
+    frames = clip(channels=3)
+    write(tmp_path / "a.gif", frames)
+    with av.open(str(tmp_path / "a.gif")) as container:
+        seen = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert np.array_equal(seen, everything(tmp_path / "a.gif"))
+
+
+def test_colour_gif_of_few_colours_is_exact(tmp_path):
+    frames = clip(channels=3)
+    write(tmp_path / "a.gif", frames)
+    assert np.array_equal(everything(tmp_path / "a.gif"), frames)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (33, 51)])
+def test_mp4_is_close_and_plays_everywhere(tmp_path, height, width, channels):
+    frames = clip(6, height, width, channels=channels)
+    if channels == 3:
+        frames = frames[..., :1].repeat(3, -1)  # 4:2:0 keeps the luma, not sharp edges of colour
+    writer = write(tmp_path / "a.mp4", frames)
+    even = (height + height % 2, width + width % 2)
+    assert bool(writer.remarks) == (even != (height, width))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+    back = everything(tmp_path / "a.mp4")
+    assert back.shape == (6, *even, 3)
+    difference = np.abs(back[:, :height, :width, :1].astype(int) - frames[..., :1])
+    assert difference.mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "real"),
+    [
+        ("a.gif", 25, 25),
+        ("a.gif", 30, 100 / 3),
+        ("a.gif", 1000, 50),
+        ("a.gif", 0.01, 0.01),
+        ("a.webp", 30, 1000 / 33),
+        ("a.webp", 1000, 50),
+        ("a.apng", 30000 / 1001, 30000 / 1001),
+        ("a.apng", 0.01, 0.01),
+        ("a.mp4", 30000 / 1001, 30000 / 1001),
+        ("a.npz", 12.5, 12.5),
+    ],
+)
+def test_the_rate_is_what_the_writer_says(tmp_path, name, fps, real):
+    assert real_fps(name, fps) == pytest.approx(real)
+    assert write(tmp_path / name, clip(3), fps).fps == pytest.approx(real)
+    assert video.probe(tmp_path / name).fps == pytest.approx(real, rel=1e-4)
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e9, float("nan"), float("inf")])
+def test_absurd_rates_are_refused(fps):
+    with pytest.raises(BadInput, match="frames per second"):
+        real_fps("a.gif", fps)
+
+
+# Pictures from elsewhere.
+
+
+def pillow_gif(path, images, **options):
+    images[0].save(path, save_all=True, append_images=images[1:], **options)
+
+
+def grey_images(*levels):
+    return [Image.new("L", (6, 4), level) for level in levels]
+
+
+def test_merged_frames_come_back_by_their_durations(tmp_path):
+    pillow_gif(tmp_path / "a.gif", grey_images(0, 90, 90, 90, 180), duration=80)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 3
+    read = video.read(tmp_path / "a.gif")
+    assert (read.info.frames, read.info.fps, read.info.channels) == (5, 12.5, 1)
+    assert [int(frame[0, 0, 0]) for frame in read] == [0, 90, 90, 90, 180]
+    assert "3 frames of differing durations" in read.info.remarks[0]
+
+
+@pytest.mark.parametrize(("suffix", "save"), [("gif", {}), ("png", {}), ("webp", {"lossless": True})])
+def test_differing_durations_use_the_shortest_tick(tmp_path, suffix, save):
+    path = tmp_path / f"a.{suffix}"
+    pillow_gif(path, grey_images(0, 90, 180), duration=[40, 100, 60], **save)
+    read = video.read(path)
+    assert read.info.fps == 50
+    assert [int(frame[0, 0, 0]) for frame in read] == [0] * 2 + [90] * 5 + [180] * 3
+
+
+def test_durations_that_explode_are_refused(tmp_path):
+    pillow_gif(tmp_path / "a.gif", grey_images(0, 90, 180), duration=[70, 110, 600_000])
+    with pytest.raises(BadInput, match="3 frames of differing durations make 60018") as caught:
+        video.probe(tmp_path / "a.gif")
+    assert caught.value.hint
+
+
+def test_zero_durations_are_a_tenth_of_a_second(tmp_path):
+    pillow_gif(tmp_path / "a.gif", grey_images(0, 90, 180), duration=0)
+    info = video.probe(tmp_path / "a.gif")
+    assert (info.frames, info.fps) == (3, 10)
+
+
+def test_transparency_is_composed(tmp_path):
+    images = []
+    for index in range(3):
+        image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+        image.paste((200, 0, 0, 255), (index, 0, index + 2, 2))
+        images.append(image)
+    pillow_gif(tmp_path / "a.gif", images, duration=100, disposal=2)
+    pillow_gif(tmp_path / "a.png", images, duration=100, disposal=1)
+    for name in ("a.gif", "a.png"):
+        frames = everything(tmp_path / name)
+        assert frames.shape == (3, 8, 8, 3)
+        for index, frame in enumerate(frames):
+            red = (frame == (200, 0, 0)).all(-1)
+            assert red.sum() == 4
+            assert red[0, index]
+            assert (frame[~red] == 255).all()
+
+
+def test_half_transparent_pixels_are_mixed(tmp_path):
+    Image.new("RGBA", (2, 2), (0, 0, 0, 102)).save(tmp_path / "a.png")
+    assert (everything(tmp_path / "a.png") == 153).all()
+
+
+def test_colour_gif_with_local_palettes(tmp_path):
+    images = [Image.new("RGB", (5, 3), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    pillow_gif(tmp_path / "a.gif", images, duration=50)
+    frames = everything(tmp_path / "a.gif")
+    assert frames[:, 0, 0].tolist() == [[250, 0, 0], [0, 250, 0]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_one_image_is_a_video_of_one_frame(tmp_path, mode):
+    Image.new(mode, (6, 4), 40000 if mode == "I;16" else None).save(tmp_path / "a.png")
+    read = video.read(tmp_path / "a.png")
+    (frame,) = read
+    assert frame.shape == (4, 6, 1 if mode in ("1", "L", "LA", "I;16") else 3)
+    assert read.info.frames == 1
+    if mode == "I;16":
+        assert (frame == 40000 >> 8).all()
+
+
+def test_fallback_image_of_an_apng_is_no_frame(tmp_path):
+    images = grey_images(10, 20, 30)
+    images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:], default_image=True, duration=100)
+    assert [int(frame[0, 0, 0]) for frame in video.read(tmp_path / "a.png")] == [20, 30]
+
+
+def test_photo_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4), (9, 9, 9)).save(tmp_path / "a.jpg", exif=exif)
+    assert everything(tmp_path / "a.jpg").shape == (1, 6, 4, 3)
+
+
+def test_folder_is_read_in_natural_order(tmp_path):
+    for index in (10, 2, 1):
+        Image.new("L", (4, 4), index).save(tmp_path / f"frame-{index}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    assert [int(frame[0, 0, 0]) for frame in video.read(tmp_path)] == [1, 2, 10]
+    Image.new("RGB", (4, 4), (5, 6, 7)).save(tmp_path / "frame-11.png")
+    assert everything(tmp_path)[-2:, 0, 0].tolist() == [[10, 10, 10], [5, 6, 7]]
+    Image.new("L", (5, 4)).save(tmp_path / "frame-12.png")
+    with pytest.raises(BadInput, match=r"frame-12.png: 5x4, but frame-1.png is 4x4"):
+        video.read(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (3, 5, 7, 1), (3, 5, 7, 3)])
+@pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed])
+def test_arrays(tmp_path, shape, save):
+    array = SEED.integers(0, 256, shape, np.uint8)
+    path = tmp_path / ("a.npy" if save is np.save else "a.npz")
+    save(path, array)
+    assert np.array_equal(everything(path), array.reshape(3, 5, 7, -1))
+
+
+def test_container_without_a_count_and_with_sound(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25))
+        stream.width, stream.height, stream.pix_fmt = 16, 8, "yuv420p"
+        sound = container.add_stream("aac", rate=8000)
+        for frame in clip(9, 8, 16, channels=3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        container.mux([*sound.encode(silence), *sound.encode()])
+    read = video.read(tmp_path / "a.mkv")
+    assert (read.info.frames, read.info.fps, read.info.has_sound) == (None, 25, True)
+    assert len(list(read)) == 9
+    line = video.describe_fit(read.info, 32, 1)
+    assert line == "a.mkv: 16x8 colour 25 fps -> centre crop, 32x32 grey; sound dropped"
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "b.mkv").write_bytes(data[:-40])
+    with pytest.raises(BadInput, match="truncated"):
+        video.read(tmp_path / "b.mkv")
+
+
+def test_a_video_can_be_read_twice(tmp_path):
+    write(tmp_path / "a.gif", clip(3))
+    read = video.read(tmp_path / "a.gif")
+    assert np.array_equal(np.stack(list(read)), np.stack(list(read)))
+
+
+# Broken and hostile files.
+
+
+def gif_bytes(width, height, frames=1):
+    """A GIF that claims much and holds next to nothing."""
+    one = b"\x21\xf9\x04\0\x0a\0\0\0" + b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x01\x4c\0"
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + one * frames + b";"
+
+
+def png_bytes(width, height):
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + bytes(4)
+        for name, body in [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IEND", b"")]
+    )
+
+
+def npz_bytes(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return buffer.getvalue()
+
+
+def npy_bytes(array, *, allow_pickle=False):
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=allow_pickle)
+    return buffer.getvalue()
+
+
+def claims(shape, descr="|u1"):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.gif", b"", "empty file"),
+        ("a.mp4", b"", "empty file"),
+        ("a.npz", b"", "empty file"),
+        ("a.gif", b"hello, this is text", "not a GIF file"),
+        ("a.mp4", b"hello, this is text", "not a MP4 file"),
+        ("a.npy", b"hello, this is text", "not a NPY file"),
+        ("a.gif", png_bytes(4, 4), "holds a PNG file, not a GIF"),
+        ("a.mp4", gif_bytes(4, 4), "holds a GIF file, not a MP4"),
+        ("a.txt", b"text", "unsupported kind of file '.txt'"),
+        ("a", b"text", "unsupported kind of file ''"),
+        ("a.gif", gif_bytes(13000, 13000), "claims frames of 13000x13000"),
+        ("a.gif", gif_bytes(9000, 9000, 5), "claims frames of 9000x9000"),
+        ("a.gif", gif_bytes(6000, 6000, 300), "claims 300 frames of 6000x6000"),
+        ("a.gif", gif_bytes(1, 1, 200_000), "claims more than 150000 frames"),
+        ("a.gif", gif_bytes(1, 1)[:10] + gif_bytes(60000, 60000)[10:], "claims frames of 60000x60000"),
+        ("a.gif", gif_bytes(0, 5), "0x5"),
+        ("a.gif", gif_bytes(5, 5, 0), "no frames"),
+        ("a.gif", b"GIF89a", "ends too early"),
+        ("a.png", png_bytes(50000, 50000), "claims frames of 50000x50000"),
+        ("a.png", png_bytes(4, 4)[:-6], "truncated|ends too early"),
+        ("a.bmp", b"BM" + bytes(60), "cannot be read"),
+        ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(60), "cannot be read"),
+        ("a.webp", b"RIFF\xff\0\0\0WEBPVP8L", "truncated"),
+        ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(12) + b"\0\0\xff\xffmdat", "truncated"),
+        ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(12) + b"\0\0\0\x08mdat", "cannot be read"),
+        ("a.avi", b"RIFF\xff\0\0\0AVI LIST", "truncated"),
+        ("a.webm", b"\x1a\x45\xdf\xa3" + bytes(40), "cannot be read|truncated"),
+        ("a.npy", npy_bytes(np.zeros((2, 4, 4), np.uint8))[:-3], "cannot be read"),
+        ("a.npy", npy_bytes(np.zeros((2, 4, 4), np.float32)), r"holds float32 \(2, 4, 4\), not a video"),
+        ("a.npy", npy_bytes(np.zeros((20, 9, 64, 64), np.uint8)), r"holds uint8 \(20, 9, 64, 64\), not a video"),
+        ("a.npy", npy_bytes(np.zeros((0, 4, 4), np.uint8)), "no frames"),
+        ("a.npy", npy_bytes(np.array([print], object), allow_pickle=True), "cannot be read"),
+        ("a.npy", claims((10**6, 10**6, 10**6)), "cannot be read"),
+        ("a.npz", npz_bytes(frames=claims((10**6, 100, 100))), "holds 0 bytes of frames where"),
+        ("a.npz", npz_bytes(frames=claims((1, 10**6, 10**6))), "claims frames of 1000000x1000000"),
+        ("a.npz", npz_bytes(frames=npy_bytes(np.array([print], object), allow_pickle=True)), "not a video"),
+        ("a.npz", npz_bytes(x=b"", y=b""), "no array 'frames'"),
+        ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=npy_bytes(float("nan"))), "rate is nan"),
+        ("a.npz", npz_bytes(frames=npy_bytes(np.zeros((2, 4, 4), np.uint8)))[:-30], "cannot be read"),
+    ],
+)
+def test_unusable_files_are_refused_before_decoding(tmp_path, name, data, says):
+    (tmp_path / name).write_bytes(data)
+    start = time.perf_counter()
+    with pytest.raises(BadInput, match=says) as caught:
+        video.read(tmp_path / name)
+    assert time.perf_counter() - start < 2
+    assert name in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4", "a.webp", "a.apng", "a.npz"])
+def test_a_file_cut_anywhere_is_an_error_or_reads(tmp_path, name):
+    write(tmp_path / name, clip(6, channels=3))
+    data = (tmp_path / name).read_bytes()
+    refused = 0
+    for cut in np.linspace(1, len(data) - 1, 40).astype(int):
+        (tmp_path / name).write_bytes(data[:cut])
+        try:
+            assert len(everything(tmp_path / name)) <= 6
+        except BadInput as error:
+            refused += 1
+            assert name in error.message  # noqa: PT017
+    assert refused >= 39
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.mp4", "a.webp", "a.apng", "a.npz"])
+def test_flipped_bits_end_in_an_error_or_in_frames(tmp_path, name):
+    write(tmp_path / name, clip(4, channels=3))
+    good = (tmp_path / name).read_bytes()
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        bad = bytearray(good)
+        for position in rng.integers(0, len(bad), 3):
+            bad[position] ^= int(rng.integers(1, 256))
+        (tmp_path / name).write_bytes(bad)
+        try:
+            for _ in itertools.islice(video.read(tmp_path / name), 50):
+                pass
+        except BadInput as error:
+            assert name in error.message  # noqa: PT017
+
+
+def test_a_file_that_breaks_in_the_middle_yields_what_is_good_and_names_the_frame(tmp_path):
+    write(tmp_path / "a.apng", clip(6))
+    data = bytearray((tmp_path / "a.apng").read_bytes())
+    third = [index for index in range(len(data)) if data[index : index + 4] == b"fdAT"][2]
+    data[third + 8 : third + 20] = bytes(12)
+    (tmp_path / "a.apng").write_bytes(data)
+    frames = []
+    with pytest.raises(BadInput, match=r"a.apng: breaks at frame 3") as caught:
+        frames.extend(video.read(tmp_path / "a.apng"))
+    assert caught.value.hint
+
+
+def test_missing_files_and_odd_ones(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gif")
+    for path, says in [
+        (tmp_path / "none.gif", "no such file"),
+        (tmp_path / "pipe.gif", "not a regular file"),
+        (tmp_path, "without images"),
+    ]:
+        with pytest.raises(BadInput, match=says):
+            video.probe(path)
+
+
+# To the model and back.
+
+
+def test_model_values_and_back_are_exact():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    tensor = video.to_model(levels)
+    assert (tensor.dtype, tensor.shape) == (torch.float32, (1, 1, 16, 16))
+    assert (tensor.min(), tensor.max()) == (-1, 1)
+    assert np.array_equal(video.to_uint8(tensor), levels)
+    assert np.array_equal(
+        video.to_uint8(video.to_model(SEED.integers(0, 256, (2, 3, 4, 3), np.uint8))).shape, (2, 3, 4, 3)
+    )
+    assert video.to_uint8(torch.tensor([-9.0, 9.0, 0.003, 0.005]).reshape(4, 1, 1, 1)).ravel().tolist() == [
+        0,
+        255,
+        128,
+        128,
+    ]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(1, 40), st.sampled_from([1, 3]))
+@settings(max_examples=60, deadline=None)
+def test_fit_gives_the_models_shape_and_keeps_the_mean(height, width, channels, size, wanted):
+    flat = np.full((2, 3, height, width, channels), 77, np.uint8)
+    fitted = video.fit(flat, size, wanted)
+    assert fitted.shape == (2, 3, size, size, wanted)
+    assert (fitted == 77).all()
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_fit_downwards_is_the_mean_of_the_area(size, factor, seed):
+    frame = np.random.default_rng(seed).integers(0, 256, (size * factor, size * factor, 1), np.uint8)
+    means = frame.reshape(size, factor, size, factor).mean((1, 3))
+    assert np.abs(video.fit(frame, size, 1)[..., 0] - means).max() <= 1
+
+
+def test_fit_leaves_alone_what_fits_and_crops_the_centre():
+    frames = SEED.integers(0, 256, (2, 8, 8, 3), np.uint8)
+    assert video.fit(frames, 8, 3) is frames
+    wide = SEED.integers(0, 256, (4, 10, 1), np.uint8)
+    assert np.array_equal(video.fit(wide, 4, 1), wide[:, 3:7])
+    assert np.array_equal(video.fit(wide, 4, 3), wide[:, 3:7].repeat(3, -1))
+    assert video.fit(np.array([[[255, 0, 0]]], np.uint8), 1, 1).item() == 76  # 0.299 of 255
+
+
+# Outputs that cannot be, and writing that fails.
+
+
+@pytest.mark.parametrize(
+    ("output", "says", "hint"),
+    [
+        ("there.gif", "exists already", "--force"),
+        ("folder.gif", "is a folder", None),
+        ("none/a.gif", "no folder", None),
+        ("a.gfi", "cannot write .gfi", "'.gif'"),
+        ("a.txt", "cannot write .txt", ".mp4"),
+        ("there.gif/", "is a file, not a folder", None),
+        ("full/", "holds other files", None),
+        ("frames/", "exists already", "--force"),
+        ("/", "cannot be replaced", None),
+    ],
+)
+def test_outputs_are_checked_before_any_work(tmp_path, monkeypatch, output, says, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.gif").write_text("precious")
+    (tmp_path / "folder.gif").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "frame-000000.png").write_text("precious")
+    for attempt in (check_output, lambda path: open_writer(path, 10)):
+        with pytest.raises(BadInput, match=says) as caught:
+            attempt(output)
+        assert hint is None or hint in (caught.value.hint or "")
+
+
+def test_force_replaces(tmp_path):
+    for name in ("a.gif", "frames/"):
+        write(f"{tmp_path}/{name}", clip(9))
+        write(f"{tmp_path}/{name}", clip(3), force=True)
+        assert video.probe(tmp_path / name).frames == 3
+    assert listing(tmp_path) == ["a.gif", "frames"]
+    (tmp_path / "frames" / "thesis.txt").write_text("precious")
+    with pytest.raises(BadInput, match="holds other files"):
+        open_writer(f"{tmp_path}/frames", 10, force=True)
+
+
+def test_unwritable_folder():
+    code = (
+        "import os, sys; from fdm_cli.video_writer import check_output;"
+        "os.geteuid() or os.setuid(65534);"  # root may write anywhere
+        "check_output(sys.argv[1])"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        command = [sys.executable, "-c", code, f"{folder}/a.gif"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"the folder {folder} is not writable" in done.stderr
+
+
+def test_too_many_frames_for_a_picture_are_refused_at_once(tmp_path):
+    with pytest.raises(BadInput, match="at most 150000"):
+        open_writer(tmp_path / "a.gif", 10, frames=150_001)
+    open_writer(tmp_path / "a.mp4", 10, frames=150_001)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_interrupted_video_leaves_nothing(tmp_path, name):
+    (tmp_path / "a.txt").write_text("other")
+
+    def interrupted():
+        yield clip(1)[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(f"{tmp_path}/{name}", interrupted())
+    with pytest.raises(RunFailed, match="no frames"):
+        write(f"{tmp_path}/{name}", [])
+    assert listing(tmp_path) == ["a.txt"]
+
+
+def test_what_appears_meanwhile_is_not_overwritten(tmp_path):
+    def meanwhile():
+        yield clip(1)[0]
+        (tmp_path / "a.gif").write_text("precious")
+
+    with pytest.raises(BadInput, match="exists already"):
+        write(tmp_path / "a.gif", meanwhile())
+    assert (tmp_path / "a.gif").read_text() == "precious"
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from fdm_cli.errors import RunFailed
+from fdm_cli.video_writer import open_writer
+noise = np.random.default_rng(0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    with open_writer(sys.argv[1], 10) as writer:
+        for _ in range(60):
+            writer.write(noise.integers(0, 256, (64, 64, 3), np.uint8))
+except RunFailed as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [*((name, 50_000) for name in EVERY[:3]), ("frames/", 5_000), ("a.gif", 50_000), ("a.mp4", 50_000)],
+)
+def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, name, limit):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, f"{tmp_path}/{name}", str(limit)], capture_output=True, text=True, check=True
+    )
+    assert "no space left to write" in done.stdout
+    assert name.rstrip("/") in done.stdout
+    assert listing(tmp_path) == []
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from fdm_cli.video import read
+from fdm_cli.video_writer import open_writer
+path, frames = sys.argv[1], int(sys.argv[2])
+noise = np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8)
+with open_writer(path, 25, frames=frames) as writer:
+    for index in range(frames):
+        writer.write(np.roll(noise, index, 1))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+assert sum(1 for _ in read(path)) == frames
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_memory_does_not_grow_with_the_number_of_frames(tmp_path, name):
+    peaks = []
+    for frames in (160, 20_000):
+        command = [sys.executable, "-c", PEAK, f"{tmp_path}/{frames}{name}", str(frames)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append([int(line) for line in done.stdout.split()])
+    print(name, "MB after writing and after reading, 160 and 20,000 frames:", peaks)
+    assert np.subtract(peaks[1], peaks[0]).max() <= 30
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, fdm_cli.video, fdm_cli.video_writer;"
+        "print([name for name in ('torch', 'av', 'PIL', 'imageio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_reading_says_nothing_on_its_own(tmp_path, capfd):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(12) + b"\0\0\0\x08mdat")
+    with pytest.raises(BadInput):
+        video.read(tmp_path / "a.mp4")
+    assert capfd.readouterr() == ("", "")
