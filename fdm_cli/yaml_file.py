@@ -139,8 +139,8 @@ def parse(text: str, name: str) -> Node:
 
 
 def scalar(text: str, where: str) -> Node:
-    """One plain scalar as the file would read it, for `--set a.b=value`; `[1, 2]` gives a list."""
-    return Node(parse(text, where).value if text.lstrip().startswith("[") else _resolve(text, where), where)
+    """One plain scalar as the file would read it, for `--set a.b=value`; lists and quotes as in YAML."""
+    return Node(parse(text, where).value if text.lstrip()[:1] in tuple("[\"'") else _resolve(text, where), where)
 
 
 def _refuse_events(text: str, name: str) -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from fdm_cli import __version__
-from fdm_cli.cli.inspect_scheme import inspect_scheme
+from fdm_cli.cli import extend, inspect_scheme, sample, train
 from fdm_cli.cli.options import Settings
 from fdm_cli.errors import FdmError
 
@@ -47,7 +47,10 @@ def fdm(
     """Long videos from a small diffusion model (Flexible Diffusion Modeling, arXiv 2205.11495)."""
 
 
-app.command("inspect-scheme")(inspect_scheme)
+app.command()(train.train)
+app.command()(sample.sample)
+app.command()(extend.extend)
+app.command("inspect-scheme")(inspect_scheme.inspect_scheme)
 
 
 def main() -> NoReturn:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
+
+
+class Progress(Protocol):
+    """A bar, or a line now and then."""
+
+    def update(self, done: int, remark: str = "") -> None:
+        """`done` units are finished by now; `remark` is shown beside."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +44,72 @@ class Output:
     def result(self, data: Mapping[str, Any], text: str) -> None:
         """The command's result: `data` as JSON, or `text` for a person."""
         print(json.dumps(data) if self.as_json else text, flush=True)
+
+    @contextmanager
+    def progress(self, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
+        """Shows progress on stderr while the block runs: a bar on a terminal, else plain lines at a slow pace."""
+        if self.quiet:
+            yield _Silence()
+        elif sys.stderr.isatty():
+            with _bar(total, unit, done) as bar:
+                yield bar
+        else:
+            yield _Lines(total, unit, done)
+
+
+class _Silence:
+    def update(self, done: int, remark: str = "") -> None:
+        pass
+
+
+class _Lines:
+    def __init__(self, total: int, unit: str, done: int) -> None:
+        self._total, self._unit, self._start = total, unit, done
+        self._began = self._shown = time.monotonic()
+
+    def update(self, done: int, remark: str = "") -> None:
+        now = time.monotonic()
+        if now - self._shown < PLAIN_INTERVAL:
+            return
+        self._shown = now
+        speed = (done - self._start) / (now - self._began)
+        left = (self._total - done) / speed if speed else float("inf")
+        words = [f"{done}/{self._total} {self._unit}", remark, f"{speed:.3g} {self._unit}/s", f"{duration(left)} left"]
+        print("  ".join(word for word in words if word), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(total: int, unit: str, done: int) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[remark]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    # stdout carries results only: rich must not catch it.
+    with RichProgress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
+        task = progress.add_task("", total=total, completed=done, remark="")
+        began = time.monotonic()
+
+        class Bar:
+            def update(self, now_done: int, remark: str = "") -> None:
+                speed = (now_done - done) / max(time.monotonic() - began, 1e-9)
+                progress.update(task, completed=now_done, remark=f"{remark}  {speed:.3g} {unit}/s")
+
+        yield Bar()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `42 s`, `3 min`, `1 h 05 min`."""
+    if seconds == float("inf"):
+        return "unknown time"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

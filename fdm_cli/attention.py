@@ -1,0 +1,169 @@
+"""Attention of the factorized UNet: over frames at each position, then over positions in each frame.
+
+Feature maps come as (B, K, P, C): clip, frame, position (P = H * W), channel, channel last, which is
+how `channels_last` convolutions leave them in memory: neither attention needs a permuted copy of its input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32  # of every GroupNorm
+
+
+def zero_(module: nn.Linear | nn.Conv2d) -> None:
+    """Zero-initialises a layer, so that the block that ends in it starts as the identity."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def distance_features(frame_indices: Tensor) -> Tensor:
+    """Features of d = i_query - i_key: (log(1 + max(d, 0)), log(1 + max(-d, 0)), [d = 0]).
+
+    Args:
+        frame_indices: (B, K) int64, positions in the video.
+
+    Returns:
+        (B, K, K, 3) float32, query first. Depends on nothing else: computed once per window.
+    """
+    d = (frame_indices[:, :, None] - frame_indices[:, None, :]).float()
+    return torch.stack([torch.log1p(d.clamp(min=0)), torch.log1p((-d).clamp(min=0)), (d == 0).float()], dim=-1)
+
+
+class RelativePositionNet(nn.Module):
+    """One vector per pair of frames and head, from their distance and the timestep (FDM, appendix).
+
+    R = W_out SiLU(W_d distance_features + W_t temb), W_out zero-initialised.
+    """
+
+    def __init__(self, channels: int, num_heads: int, embedding: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.embed_distances = nn.Linear(3, channels)
+        self.embed_diffusion_time = nn.Linear(embedding, channels)
+        self.out = nn.Linear(channels, channels)
+        zero_(self.out)
+
+    def forward(self, distances: Tensor, temb: Tensor) -> Tensor:
+        """(B, K, K, 3) and (B, E) -> (B, K, K, heads, C / heads)."""
+        hidden = self.embed_distances(distances) + self.embed_diffusion_time(temb)[:, None, None, :]
+        return self.out(F.silu(hidden)).unflatten(-1, (self.num_heads, -1))
+
+
+class RelativePosition(nn.Module):
+    """Holds the net under the name that existing checkpoints use."""
+
+    def __init__(self, channels: int, num_heads: int, embedding: int) -> None:
+        super().__init__()
+        self.rpe_net = RelativePositionNet(channels, num_heads, embedding)
+
+    def forward(self, distances: Tensor, temb: Tensor) -> Tensor:
+        """As RelativePositionNet."""
+        return self.rpe_net(distances, temb)
+
+
+class TemporalAttention(nn.Module):
+    """Attention over the K frames, at each position, with relative frame positions.
+
+    With scale s = (C / heads)^-1/2, query frame i and key frame j:
+
+        logit_ij = s (q_i k_j + q_i Rk_ij + k_j Rq_ji),   out_i = sum_j softmax_j(logit_ij) (v_j + Rv_ij)
+
+    Each net shifts what it is named after: Rk is a term of the keys, so it meets the queries.
+    The GroupNorm takes its statistics over all K frames of the position.
+    """
+
+    def __init__(self, channels: int, num_heads: int, embedding: int, plain_residual: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.plain_residual = plain_residual
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj_out = nn.Linear(channels, channels)
+        self.rpe_q = RelativePosition(channels, num_heads, embedding)
+        self.rpe_k = RelativePosition(channels, num_heads, embedding)
+        self.rpe_v = RelativePosition(channels, num_heads, embedding)
+        zero_(self.proj_out)
+
+    def forward(self, x: Tensor, temb: Tensor, distances: Tensor, allowed: Tensor) -> Tensor:
+        """(B, K, P, C) -> the same.
+
+        Args:
+            x: features.
+            temb: (B, E) timestep embedding.
+            distances: (B, K, K, 3), see `distance_features`.
+            allowed: (B, K, K) bool: whether frame i attends to frame j.
+        """
+        normed = self._normalise(x)
+        q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(3)  # (B, K, P, h, f)
+        q = q * q.shape[-1] ** -0.5
+        k_scaled = k * q.shape[-1] ** -0.5
+        logits = torch.einsum("biphf,bjphf->bphij", q, k)
+        logits = logits + torch.einsum("biphf,bijhf->bphij", q, self.rpe_k(distances, temb))
+        logits = logits + torch.einsum("bjphf,bjihf->bphij", k_scaled, self.rpe_q(distances, temb))
+        logits = logits.masked_fill(~allowed[:, None, None], float("-inf"))
+        weights = logits.softmax(-1)
+        out = torch.einsum("bphij,bjphf->biphf", weights, v)
+        out = out + torch.einsum("bphij,bijhf->biphf", weights, self.rpe_v(distances, temb))
+        return (x if self.plain_residual else normed) + self.proj_out(out.flatten(3))
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        b, k, p, c = x.shape
+        grouped = x.view(b, k, p, GROUPS, c // GROUPS)
+        variance, mean = torch.var_mean(grouped, dim=(1, 4), correction=0, keepdim=True)
+        normed = (grouped - mean) * torch.rsqrt(variance + self.norm.eps)
+        return torch.addcmul(self.norm.bias, normed.view(b, k, p, c), self.norm.weight)
+
+
+class SpatialAttention(nn.Module):
+    """Attention over the P positions of each frame."""
+
+    def __init__(self, channels: int, num_heads: int, plain_residual: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.plain_residual = plain_residual
+        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj_out = nn.Linear(channels, channels)
+        zero_(self.proj_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(F, C, H, W) channels_last -> the same; F frames of any clips."""
+        normed = self.norm(x)
+        tokens = normed.permute(0, 2, 3, 1).flatten(1, 2)  # a view: (F, P, C)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = self.proj_out(out).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return (x if self.plain_residual else normed) + out
+
+
+class FactorizedAttention(nn.Module):
+    """Temporal attention, then spatial attention (FDM, appendix)."""
+
+    def __init__(self, channels: int, num_heads: int, embedding: int, plain_residual: bool) -> None:
+        super().__init__()
+        self.temporal_attention = TemporalAttention(channels, num_heads, embedding, plain_residual)
+        self.spatial_attention = SpatialAttention(channels, num_heads, plain_residual)
+
+    def forward(
+        self, x: Tensor, temb: Tensor, distances: Tensor, allowed: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """(B * K, C, H, W) channels_last -> the same, or (len(keep), C, H, W).
+
+        Args:
+            x: features of all frames.
+            temb: see TemporalAttention.forward, as are `distances` and `allowed`.
+            distances: as above.
+            allowed: as above.
+            keep: the frames (of B * K) that anybody still wants after the temporal attention; None for all.
+        """
+        clips, frames = allowed.shape[:2]
+        height, width = x.shape[2:]
+        tokens = x.permute(0, 2, 3, 1).reshape(clips, frames, height * width, -1)
+        tokens = self.temporal_attention(tokens, temb, distances, allowed).flatten(0, 1)
+        if keep is not None:
+            tokens = tokens[keep]
+        return self.spatial_attention(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))

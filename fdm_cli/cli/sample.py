@@ -1,0 +1,37 @@
+"""`fdm sample`: a new video."""
+
+from __future__ import annotations
+
+from fdm_cli.cli import options
+from fdm_cli.cli.render import Output
+from fdm_cli.cli.sampling import Request, make_videos
+
+
+def sample(
+    checkpoint: options.Checkpoint = None,
+    scheme: options.Scheme = "autoregressive",
+    length: options.Length = None,
+    window: options.Window = None,
+    step: options.Step = None,
+    num_samples: options.NumSamples = 1,
+    sampler: options.Sampler = "ddim",
+    sampling_steps: options.SamplingSteps = None,
+    max_batch: options.MaxBatch = 16,
+    output: options.OutputFile = None,
+    fps: options.Fps = None,
+    sheet: options.Sheet = False,
+    force: options.Force = False,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = None,
+    device: options.Device = options.DeviceName.auto,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001
+) -> None:
+    """Make a new video of any length, window by window, as the scheme says."""
+    request = Request(
+        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, max_batch,
+        output, fps, sheet, force, dry_run, seed, device.value, threads,
+    )  # fmt: skip
+    make_videos(request, None, Output(json, quiet))

@@ -1,0 +1,200 @@
+"""`fdm train`: configuration, run folder, training with progress."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fdm_cli.cli import options
+from fdm_cli.cli.render import Output, duration
+from fdm_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from fdm_cli.config import Config
+    from fdm_cli.run_folder import RunFolder
+
+DEFAULT_PRESET = "moving-mnist-small"
+
+
+def train(
+    preset: Annotated[str | None, typer.Option(help=f"Shipped configuration; default {DEFAULT_PRESET}.")] = None,
+    list_presets: Annotated[bool, typer.Option("--list-presets", help="List the presets and stop.")] = False,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value; may be repeated.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="moving-mnist, an IDX file of digits, or .npy or .npz clips."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: a new one in runs/.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1_000_000_000, help="Training steps in all.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=65_536, help="Clips a step.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and stop.")] = False,
+    seed: options.Seed = None,
+    device: options.Device = options.DeviceName.auto,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001
+) -> None:
+    """Train a model. Checkpoints and metrics go to the run folder; Ctrl-C saves and stops."""
+    from fdm_cli import config as configuration
+
+    output = Output(json, quiet)
+    if list_presets:
+        names = configuration.preset_names()
+        output.result({"presets": names}, "\n".join(names))
+        return
+    if preset is not None and config_file is not None:
+        raise BadInput("--preset and --config were both given", "a configuration file says everything a preset says")
+    if resume and run is None:
+        raise BadInput("--resume needs --run DIR, the folder of the run to go on with")
+    sets = list(overrides or [])
+    shortcuts = {
+        "data.source": None if data is None else json_module.dumps(data),
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "training.seed": seed,
+    }
+    sets += [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+
+    from fdm_cli.run_folder import RunFolder
+
+    if resume and run is not None:
+        folder = RunFolder(run)
+        config = _resumed_config(folder, preset, config_file, sets)
+    else:
+        config = configuration.load(config_file, sets) if config_file else _preset(preset, sets)
+        folder = RunFolder(run or _new_folder(config_file.stem if config_file else preset or DEFAULT_PRESET))
+        if folder.checkpoints():
+            raise BadInput(f"{folder.path} already holds a run", "--resume goes on with it; --run names another folder")
+    if dry_run:
+        _show_plan(config, folder, output)
+        return
+    _train(config, folder, device.value, threads, output)
+
+
+def _preset(name: str | None, sets: list[str]) -> Config:
+    from fdm_cli import config as configuration
+
+    return configuration.load_preset(name or DEFAULT_PRESET, sets)
+
+
+def _new_folder(name: str) -> Path:
+    """runs/NAME, or runs/NAME-2 and so on when that is taken."""
+    number = 1
+    while True:
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            return folder
+        number += 1
+
+
+def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, sets: list[str]) -> Config:
+    """The run's own configuration; what the command line says must agree with it, but for the number of steps."""
+    import dataclasses
+
+    from fdm_cli import config as configuration
+
+    if not folder.config.exists():
+        raise BadInput(f"no run to resume in {folder.path}", "leave --resume out to start one")
+    node_sets = [text for text in sets if text.startswith("training.steps=")]
+    config = configuration.load(folder.config, node_sets)
+    if preset or file or len(node_sets) < len(sets):
+        if file is not None:
+            asked = configuration.load(file, sets)
+        elif preset is not None:
+            asked = configuration.load_preset(preset, sets)
+        else:
+            asked = configuration.load(folder.config, sets)
+        difference = _first_difference(configuration.to_dict(config), configuration.to_dict(asked), "")
+        if difference is not None and difference != "training.steps":
+            raise BadInput(
+                f"{folder.path} was started with another {difference}",
+                "only --steps may change when a run is resumed; --run starts another one",
+            )
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=asked.training.steps))
+    return config
+
+
+def _first_difference(run: dict, asked: dict, path: str) -> str | None:  # type: ignore[type-arg]
+    """The dotted name of the first value that differs, training.steps last."""
+    found = None
+    for key, value in run.items():
+        name = f"{path}{key}"
+        if isinstance(value, dict):
+            inner = _first_difference(value, asked[key], f"{name}.")
+            if inner is not None and (found is None or found == "training.steps"):
+                found = inner
+        elif value != asked[key] and (found is None or found == "training.steps"):
+            found = name
+    return found
+
+
+def _show_plan(config: Config, folder: RunFolder, output: Output) -> None:
+    import torch
+
+    from fdm_cli import config as configuration
+    from fdm_cli.dataset import open_clips
+    from fdm_cli.unet import UNet
+
+    open_clips(config)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
+    output.result(
+        {"run": str(folder.path), "config": configuration.to_dict(config), "parameters": parameters},
+        f"{configuration.to_yaml(config)}# {parameters / 1e6:.2f} M parameters, run folder {folder.path}",
+    )
+
+
+def _train(config: Config, folder: RunFolder, device_name: str, threads: int | None, output: Output) -> None:
+    import time
+
+    from fdm_cli import trainer as training
+    from fdm_cli.dataset import open_clips
+    from fdm_cli.device import choose_device
+    from fdm_cli.run_folder import StopSignals
+
+    device = choose_device(device_name, threads)
+    clips = open_clips(config)
+    with folder.locked(), StopSignals() as stop:
+        state, remarks = folder.newest_state()
+        for remark in remarks:
+            output.warn(remark)
+        trainer = training.Trainer(config, clips, device)
+        if state is not None:
+            trainer.load(state)
+        folder.forget_metrics_after(trainer.step)
+        folder.write_config(config)
+        total = config.training.steps
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        output.note(
+            f"training {parameters / 1e6:.2f} M parameters on {device}, seed {config.training.seed}, "
+            f"steps {trainer.step} to {total}, in {folder.path}"
+        )
+        began = time.monotonic()
+        loss = None
+        with output.progress(total, "steps", trainer.step) as progress:
+            for stats in training.train(trainer, folder, stop):
+                loss = stats.loss if loss is None else 0.98 * loss + 0.02 * stats.loss
+                progress.update(stats.step, f"loss {loss:.4f}")
+        checkpoint = folder.checkpoints()[-1]
+        seconds = time.monotonic() - began
+    output.note(f"{total} steps done in {duration(seconds)}")
+    output.result(
+        {
+            "run": str(folder.path),
+            "checkpoint": str(checkpoint),
+            "step": trainer.step,
+            "loss": loss,
+            "parameters": parameters,
+            "seed": config.training.seed,
+            "seconds": round(seconds, 3),
+        },
+        str(checkpoint),
+    )

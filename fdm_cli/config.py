@@ -1,0 +1,248 @@
+"""What a run is, as frozen values: data, model, diffusion process, training. YAML in, YAML out.
+
+The defaults are the preset `moving-mnist`. A checkpoint carries the whole configuration, so whoever
+has the file needs nothing else. Field comments give units and sources.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from fdm_cli import yaml_file
+from fdm_cli.errors import BadInput, did_you_mean
+from fdm_cli.yaml_file import Node, describe
+
+T = TypeVar("T")
+
+
+def limits(default: Any, low: float, high: float) -> Any:
+    """A dataclass field whose value must lie in [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class MovingMnistConfig:
+    """Digits that bounce on a square canvas (Srivastava et al. 2015)."""
+
+    canvas: int = limits(64, 28, 1024)  # pixels; a whole multiple of model.image_size
+    digits: int = limits(2, 1, 16)  # how many at once
+    speed: float = limits(0.1, 0.0, 1.0)  # of the free range (canvas - digit), per frame
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where training clips come from."""
+
+    source: str = "moving-mnist"  # the built-in digits, or a path: IDX digits, .npy or .npz clips
+    clip_length: int = limits(30, 1, 100_000)  # N, frames; schemes that reach further are out of distribution
+    moving_mnist: MovingMnistConfig = MovingMnistConfig()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The factorized space-time UNet (FDM, appendix; sizes of the preset `moving-mnist`)."""
+
+    image_size: int = limits(32, 4, 1024)  # H = W, pixels
+    image_channels: Literal[1, 3] = 1
+    window: int = limits(16, 1, 4096)  # K, frames a call
+    model_channels: int = limits(128, 32, 4096)  # a multiple of 32, the groups of every GroupNorm
+    num_res_blocks: int = limits(2, 1, 16)  # a level
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)  # a level
+    attention_resolutions: tuple[int, ...] = (16, 8)  # feature map sizes that get an attention block
+    num_heads: int = limits(4, 1, 256)
+    dropout: float = limits(0.1, 0.0, 0.99)
+    patch_size: int = limits(1, 1, 16)  # the network sees patch x patch pixels as channels of one position
+    attention_residual: Literal["normalised", "plain"] = "normalised"  # predecessors add to the normalised input
+
+    def __post_init__(self) -> None:
+        """Checks what no single field can."""
+        grid, levels = self.image_size // self.patch_size, len(self.channel_mult)
+        if self.image_size % self.patch_size or grid % 2 ** (levels - 1):
+            raise BadInput(
+                f"model.image_size {self.image_size} cannot be halved {levels - 1} times"
+                + (f" after patches of {self.patch_size}" if self.patch_size > 1 else ""),
+                f"take a multiple of {self.patch_size * 2 ** (levels - 1)}, or fewer entries in model.channel_mult",
+            )
+        if self.model_channels % 32:
+            raise BadInput(f"model.model_channels {self.model_channels} is not a multiple of 32")
+        for mult in self.channel_mult:
+            if not 1 <= mult <= 64:
+                raise BadInput(f"model.channel_mult holds {mult}, which is not within 1 to 64")
+            if (mult * self.model_channels) % self.num_heads:
+                raise BadInput(
+                    f"model.num_heads {self.num_heads} does not divide {mult * self.model_channels} channels"
+                )
+        sizes = [grid >> level for level in range(levels)]
+        for resolution in self.attention_resolutions:
+            if resolution not in sizes:
+                raise BadInput(
+                    f"model.attention_resolutions holds {resolution}, which no level has",
+                    "the levels are " + ", ".join(map(str, sizes)),
+                )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The discrete diffusion process (DDPM, arXiv 2006.11239; v: arXiv 2202.00512; cosine: arXiv 2102.09672)."""
+
+    timesteps: int = limits(1000, 2, 100_000)  # T
+    betas: Literal["linear", "cosine"] = "linear"  # linear: 1e-4 .. 0.02, scaled by 1000 / T
+    parameterization: Literal["eps", "v", "x_0"] = "eps"  # what the network predicts
+    rescale_timesteps: bool = False  # feed the network t * 1000 / T instead of t
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The training loop."""
+
+    steps: int = limits(100_000, 1, 1_000_000_000)
+    batch_size: int = limits(8, 1, 65_536)  # clips a step
+    learning_rate: float = limits(1e-4, 1e-9, 1.0)  # AdamW
+    weight_decay: float = limits(0.0, 0.0, 1.0)
+    gradient_clip: float = limits(1.0, 1e-6, 1e6)  # largest L2 norm of all gradients together
+    ema_decay: float = limits(0.9999, 0.0, 1.0)
+    seed: int = limits(0, 0, 2**63 - 1)
+    checkpoint_every: int = limits(1000, 1, 1_000_000_000)  # steps
+    keep_checkpoints: int = limits(3, 1, 1000)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run does."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def __post_init__(self) -> None:
+        """Checks what no single section can."""
+        canvas, size = self.data.moving_mnist.canvas, self.model.image_size
+        if self.data.source == "moving-mnist" and canvas % size:
+            raise BadInput(
+                f"data.moving_mnist.canvas {canvas} is no multiple of model.image_size {size}",
+                "the canvas is averaged down by a whole factor",
+            )
+
+
+def preset_names() -> list[str]:
+    """The shipped presets, sorted."""
+    folder = files("fdm_cli") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name: str, overrides: Sequence[str] = ()) -> Config:
+    """A shipped preset with `--set` overrides applied. Raises BadInput."""
+    if name not in preset_names():
+        raise BadInput(f"unknown preset {name!r}", did_you_mean(name, preset_names()))
+    text = (files("fdm_cli") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return from_node(yaml_file.parse(text, f"{name}.yaml"), overrides)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A configuration file with `--set` overrides applied. Raises BadInput."""
+    return from_node(yaml_file.read(path), overrides)
+
+
+def from_node(node: Node, overrides: Sequence[str] = ()) -> Config:
+    """A parsed file with overrides such as `training.steps=20` applied; what neither says is the default."""
+    for override in overrides:
+        node = _override(node, override)
+    return _build(Config, node, "the configuration", "")
+
+
+def from_dict(data: Mapping[str, Any], where: str) -> Config:
+    """The configuration inside a checkpoint; `where` names the file in errors. Raises BadInput."""
+    return from_node(yaml_file.from_plain(dict(data), where))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dicts, lists and scalars; `from_dict` gives the same configuration back."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as a file that `load` reads."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _override(node: Node, override: str) -> Node:
+    where = f"--set {override}"
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise BadInput(f"{where}: not of the form section.key=value", "for example --set training.steps=20")
+
+    def descend(node: Node | None, keys: list[str]) -> Node:
+        if not keys:
+            return yaml_file.scalar(text, where)
+        entries = dict(node.value) if node is not None and isinstance(node.value, dict) else {}
+        places = dict((node.key_where if node is not None else None) or {})
+        entries[keys[0]] = descend(entries.get(keys[0]), keys[1:])
+        places[keys[0]] = where
+        return Node(entries, node.where if node is not None else where, places)
+
+    return descend(node, keys)
+
+
+def _build(cls: type[T], node: Node, what: str, path: str) -> T:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    node.refuse_unknown(fields, what)
+    values = {}
+    for key, item in node.mapping(what).items():
+        name = f"{path}{key}"
+        if dataclasses.is_dataclass(hints[key]):
+            values[key] = _build(hints[key], item, name, f"{name}.")
+        else:
+            values[key] = _value(hints[key], item, name, fields[key].metadata)
+    try:
+        return cls(**values)
+    except BadInput as error:
+        raise BadInput(f"{node.where.rpartition(':')[0] or node.where}: {error.message}", error.hint) from None
+
+
+def _value(hint: Any, node: Node, name: str, bounds: Mapping[str, Any]) -> Any:
+    """A scalar or a tuple of scalars of the hinted type, or BadInput with the place."""
+    value = node.value
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices or isinstance(value, bool):
+            node.fail(f"{name} must be one of {', '.join(map(str, choices))}, not {describe(node)}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        item_hint = typing.get_args(hint)[0]
+        items = node.sequence(name)
+        if not items and name == "model.channel_mult":
+            node.fail(f"{name} must have at least one entry")
+        return tuple(_value(item_hint, item, name, {"low": 1, "high": 65_536}) for item in items)
+    if isinstance(hint, types.UnionType) and value is None:
+        return None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if hint is str and not isinstance(value, str) and isinstance(value, int | float):
+        value = str(value)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if type(value) is not hint:
+        node.fail(f"{name} must be {words[hint]}, not {describe(node)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        node.fail(f"{name} must be finite")
+    if bounds and not bounds["low"] <= value <= bounds["high"]:
+        node.fail(f"{name} must lie within {bounds['low']:g} to {bounds['high']:g}, not {value:g}")
+    return value

@@ -1,0 +1,92 @@
+"""The discrete diffusion process: betas, q(x_t | x_0), parameterizations, the loss on latent frames.
+
+Symbols as in DDPM (arXiv 2006.11239): beta_t, abar_t = prod_{s<=t} (1 - beta_s), timesteps 0..T-1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fdm_cli.config import DiffusionConfig
+
+
+def make_betas(schedule: str, timesteps: int) -> Tensor:
+    """beta_t as (T,) float64.
+
+    linear: 1e-4 .. 0.02 (DDPM), scaled by 1000 / T so that abar_T-1 hardly depends on T;
+    cosine: abar(s) = cos^2((s + 0.008) / 1.008 * pi / 2), betas at most 0.999 (arXiv 2102.09672, eq. 17).
+    """
+    if schedule == "linear":
+        scale = 1000 / timesteps
+        return torch.linspace(scale * 1e-4, min(scale * 0.02, 0.999), timesteps, dtype=torch.float64)
+    s = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+    abar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+
+
+class Process:
+    """The forward process and the conversions between what a network predicts and x_0, eps.
+
+    With a = sqrt(abar_t) and s = sqrt(1 - abar_t):
+
+        x_t = a x_0 + s eps                      (DDPM, eq. 4)
+        v   = a eps - s x_0                      (arXiv 2202.00512, appendix D)
+
+    Attributes:
+        timesteps: T.
+        parameterization: what the network predicts: `eps`, `v` or `x_0`.
+        betas, alphas_cumprod: (T,) float64, on the CPU.
+    """
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.timesteps = config.timesteps
+        self.parameterization = config.parameterization
+        self.betas = make_betas(config.betas, config.timesteps)
+        self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)
+
+    def _signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, s) for a timestep per clip, shaped (B, 1, 1, 1, 1), in `like`'s type and device."""
+        abar = self.alphas_cumprod[timestep.cpu()]
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        a, s = abar.sqrt().view(shape), (1 - abar).sqrt().view(shape)
+        return a.to(like), s.to(like)
+
+    def q_sample(self, x_0: Tensor, timestep: Tensor, eps: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0) for given noise; videos (B, K, C, H, W), timestep (B,)."""
+        a, s = self._signal_and_noise(timestep, x_0)
+        return a * x_0 + s * eps
+
+    def target(self, x_0: Tensor, timestep: Tensor, eps: Tensor) -> Tensor:
+        """What the network should predict, in its parameterization."""
+        if self.parameterization == "x_0":
+            return x_0
+        if self.parameterization == "eps":
+            return eps
+        a, s = self._signal_and_noise(timestep, x_0)
+        return a * eps - s * x_0
+
+    def predict_x_0(self, x_t: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
+        """x_0 from the network's output."""
+        if self.parameterization == "x_0":
+            return output
+        a, s = self._signal_and_noise(timestep, x_t)
+        if self.parameterization == "eps":
+            return (x_t - s * output) / a
+        return a * x_t - s * output
+
+    def loss(self, x_0: Tensor, timestep: Tensor, eps: Tensor, output: Tensor, latent: Tensor) -> Tensor:
+        """(B,) squared error per clip, averaged over that clip's own latent elements (FDM, eq. 4).
+
+        Args:
+            x_0: (B, K, C, H, W), clean.
+            eps: the noise that made x_t, like x_0.
+            output: of the network, like x_0.
+            timestep: (B,) int64.
+            latent: (B, K) bool; values of `output` on other frames do not matter.
+        """
+        error = output - self.target(x_0, timestep, eps)
+        error = torch.where(latent[:, :, None, None, None], error, 0).square().mean(dim=(2, 3, 4))
+        return error.sum(1) / latent.sum(1)

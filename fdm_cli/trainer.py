@@ -1,0 +1,199 @@
+"""The training loop: a generator of step statistics; whoever runs it decides what to show.
+
+Every random draw of a step is a function of the seed and of the clip's number (step * batch size + place
+in the batch), dropout of the seed and the step. A resumed run therefore needs no random state, and gives
+bit for bit the weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fdm_cli import config as configuration
+from fdm_cli import video
+from fdm_cli.config import Config
+from fdm_cli.dataset import Clips
+from fdm_cli.diffusion import Process
+from fdm_cli.errors import Interrupted, RunFailed
+from fdm_cli.masks import sample_masks
+from fdm_cli.randomness import derive_seed, generator
+from fdm_cli.run_folder import RunFolder, StopSignals
+from fdm_cli.unet import UNet
+
+MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One training step.
+
+    Attributes:
+        step: counts from 1.
+        loss: mean over the batch of the squared error on latent frames.
+        gradient_norm: L2 norm before clipping.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: videos (B, K, C, H, W), masks and indices (B, K), timestep (B,), noise like x_0."""
+
+    x_0: Tensor
+    frame_indices: Tensor
+    observed: Tensor
+    latent: Tensor
+    timestep: Tensor
+    eps: Tensor
+
+
+def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
+    """Clips number `first_number`, `first_number` + 1, ... of the endless stream that the seed stands for."""
+    videos, windows, timesteps, noises = [], [], [], []
+    for number in range(first_number, first_number + size):
+        draws = generator(seed, "clip", number)
+        window = sample_masks(config.data.clip_length, config.model.window, draws)
+        videos.append(clips.clip(draws, window.frame_indices.numpy()))
+        windows.append(window)
+        timesteps.append(int(torch.randint(config.diffusion.timesteps, (), generator=draws)))
+        frames, height, width, channels = videos[-1].shape
+        noises.append(torch.randn(frames, channels, height, width, generator=draws))
+    return Batch(
+        x_0=torch.stack([video.to_model(frames) for frames in videos]),
+        frame_indices=torch.stack([window.frame_indices for window in windows]),
+        observed=torch.stack([window.observed for window in windows]),
+        latent=torch.stack([window.latent for window in windows]),
+        timestep=torch.tensor(timesteps),
+        eps=torch.stack(noises),
+    )
+
+
+class Trainer:
+    """Network, EMA and optimizer of a run, and the step that changes them."""
+
+    def __init__(self, config: Config, clips: Clips, device: torch.device) -> None:
+        self.config = config
+        self.clips = clips
+        self.device = device
+        self.process = Process(config.diffusion)
+        self.step = 0
+        seed = config.training.seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "weights"))
+            self.model = UNet(config).to(device)
+        training = config.training
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
+
+    def train_step(self) -> tuple[float, float]:
+        """One AdamW step on the next clips; returns loss and gradient norm.
+
+        When either is not finite the step is counted but changes no weights.
+        """
+        training = self.config.training
+        batch = draw_batch(self.config, self.clips, self.step * training.batch_size, training.batch_size, training.seed)
+        batch = Batch(**{name: tensor.to(self.device) for name, tensor in vars(batch).items()})
+        x_t = self.process.q_sample(batch.x_0, batch.timestep, batch.eps)
+        self.model.train()
+        # Dropout draws from torch's global generator; seeded by the step, it needs no saving.
+        torch.manual_seed(derive_seed(training.seed, "dropout", self.step))
+        output = self.model(
+            x_t,
+            batch.timestep,
+            x_0=batch.x_0,
+            frame_indices=batch.frame_indices,
+            observed_mask=batch.observed,
+            latent_mask=batch.latent,
+        )
+        loss = self.process.loss(batch.x_0, batch.timestep, batch.eps, output, batch.latent).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
+        values = float(loss.detach()), float(norm)
+        if all(map(math.isfinite, values)):
+            self.optimizer.step()
+            self.ema.update_parameters(self.model)
+        self.step += 1
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds; see `checkpoint`."""
+        return {
+            "config": configuration.to_dict(self.config),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "ema_updates": int(self.ema.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint's content."""
+        self.model.load_state_dict(state["model"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.ema.n_averaged.fill_(state["ema_updates"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+def _ema_update(decay: float) -> Any:
+    """EMA with a warm-up: of n updates so far, the decay is at most (1 + n) / (10 + n)."""
+
+    def update(averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
+        n = int(updates)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(averages, values, weight)
+
+    return update
+
+
+def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[StepStats]:
+    """Trains up to the configured number of steps, saving as it goes; the folder is locked by the caller.
+
+    Raises:
+        Interrupted: a signal came; the step was finished and saved.
+        RunFailed: the loss was not finite several times in a row, or a checkpoint could not be written.
+    """
+    training = trainer.config.training
+    bad_steps = 0
+    saved_at = trainer.step
+    while trainer.step < training.steps:
+        started = time.perf_counter()
+        loss, norm = trainer.train_step()
+        stats = StepStats(trainer.step, loss, norm, time.perf_counter() - started)
+        bad_steps = 0 if np.isfinite([loss, norm]).all() else bad_steps + 1
+        if bad_steps == MAX_BAD_STEPS:
+            newest = folder.checkpoints()[-1:]
+            raise RunFailed(
+                f"the loss was not finite in {bad_steps} steps in a row, up to step {trainer.step}",
+                f"the last good checkpoint is {newest[0]}" if newest else "lower training.learning_rate",
+            )
+        folder.append_metrics(asdict(stats))
+        due = trainer.step % training.checkpoint_every == 0 or trainer.step == training.steps
+        # A checkpoint after a bad step would be as good as any, but the run may be about to be given up.
+        if (due or stop.received is not None) and not bad_steps:
+            folder.save(trainer.state(), training.keep_checkpoints)
+            saved_at = trainer.step
+        yield stats
+        if stop.received is not None:
+            raise Interrupted(
+                stop.received,
+                f"stopped after step {trainer.step}; saved at step {saved_at}",
+                f"fdm train --run {folder.path} --resume",
+            )

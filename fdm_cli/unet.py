@@ -1,0 +1,240 @@
+"""The factorized space-time UNet of FDM (arXiv 2205.11495, appendix).
+
+Convolutions act on each frame; frames meet only in temporal attention. Inside, a batch of videos
+(B, K, C, H, W) is a batch of frames (F, C, H, W) in channels_last memory, F = B * K at first. After the
+last attention nothing mixes frames any more, so from there on only the frames whose output is asked
+for (the latent ones) are computed.
+
+Weights have the names of the authors' code, so that its checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fdm_cli.attention import GROUPS, FactorizedAttention, distance_features, zero_
+from fdm_cli.config import Config
+
+
+def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
+    """Sinusoidal embedding, (B,) -> (B, channels): cos half first; frequencies exp(-ln 10000 i / half)."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=timestep.device) / half)
+    angles = timestep[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every block may look at.
+
+    Attributes:
+        temb: (B, E) timestep embedding.
+        activated: (B, E) SiLU of it, which the residual blocks want.
+        clip_of_frame: (F,) int64, the clip that each frame of the current batch of frames belongs to.
+        distances: (B, K, K, 3) distance features of the window.
+        allowed: (B, K, K) bool, which frame attends to which.
+    """
+
+    temb: Tensor
+    activated: Tensor
+    clip_of_frame: Tensor
+    distances: Tensor
+    allowed: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm-SiLU-conv, timestep scale and shift on the second GroupNorm, SiLU-dropout-conv, skip."""
+
+    def __init__(self, channels: int, out_channels: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        zero_(self.out_layers[3])  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
+        """(F, C, H, W) -> (F, C', H, W)."""
+        norm, *rest = self.out_layers
+        scale_shift = self.emb_layers[1](conditions.activated)[conditions.clip_of_frame, :, None, None]
+        scale, shift = scale_shift.chunk(2, dim=1)
+        h = self.in_layers(x)
+        h = torch.addcmul(shift, norm(h), 1 + scale)
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(x) + h
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(F, C, H, W) -> (F, C, H / 2, W / 2)."""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(F, C, H, W) -> (F, C, 2 H, 2 W)."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """The network: predicts the process's target (eps, v or x_0) on latent frames given observed ones.
+
+    Args:
+        config: the whole configuration (`model`, and `diffusion` for the scale of timesteps).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.config = model
+        diffusion = config.diffusion
+        self.timestep_scale = 1000 / diffusion.timesteps if diffusion.rescale_timesteps else 1.0
+        width, embedding = model.model_channels, 4 * model.model_channels
+        patched = model.image_channels * model.patch_size**2
+        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+
+        def residual(channels: int, out_channels: int) -> ResidualBlock:
+            return ResidualBlock(channels, out_channels, embedding, model.dropout)
+
+        def attention(channels: int) -> FactorizedAttention:
+            return FactorizedAttention(channels, model.num_heads, embedding, model.attention_residual == "plain")
+
+        resolution = model.image_size // model.patch_size
+        channels = width
+        encoder = [nn.ModuleList([nn.Conv2d(patched + 1, width, 3, padding=1)])]
+        skips = [width]
+        for level, mult in enumerate(model.channel_mult):
+            for _ in range(model.num_res_blocks):
+                layers: list[nn.Module] = [residual(channels, mult * width)]
+                channels = mult * width
+                if resolution in model.attention_resolutions:
+                    layers.append(attention(channels))
+                encoder.append(nn.ModuleList(layers))
+                skips.append(channels)
+            if level + 1 < len(model.channel_mult):
+                encoder.append(nn.ModuleList([Downsample(channels)]))
+                skips.append(channels)
+                resolution //= 2
+        self.input_blocks = nn.ModuleList(encoder)
+        self.middle_block = nn.ModuleList(
+            [residual(channels, channels), attention(channels), residual(channels, channels)]
+        )
+        decoder = []
+        for level, mult in reversed(list(enumerate(model.channel_mult))):
+            for position in range(model.num_res_blocks + 1):
+                layers = [residual(channels + skips.pop(), mult * width)]
+                channels = mult * width
+                if resolution in model.attention_resolutions:
+                    layers.append(attention(channels))
+                if level > 0 and position == model.num_res_blocks:
+                    layers.append(Upsample(channels))
+                    resolution *= 2
+                decoder.append(nn.ModuleList(layers))
+        self.output_blocks = nn.ModuleList(decoder)
+        last = nn.Conv2d(channels, patched, 3, padding=1)
+        zero_(last)
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
+        blocks = [self.middle_block, *self.output_blocks]
+        self._last_attention = [m for b in blocks for m in b if isinstance(m, FactorizedAttention)][-1:]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(
+        self,
+        x_t: Tensor,
+        timestep: Tensor,
+        *,
+        x_0: Tensor,
+        frame_indices: Tensor,
+        observed_mask: Tensor,
+        latent_mask: Tensor,
+        frames: Literal["latent", "all"] = "latent",
+    ) -> Tensor:
+        """Predicts the process's target.
+
+        Args:
+            x_t: (B, K, C, H, W) noisy video; used on frames that are not observed.
+            timestep: (B,) int64 in 0..T-1.
+            x_0: (B, K, C, H, W) clean video; used on observed frames.
+            frame_indices: (B, K) int64, positions in the video.
+            observed_mask: (B, K) bool.
+            latent_mask: (B, K) bool; a frame that is neither is padding and attends only to padding.
+            frames: with `latent`, the output on other frames is 0 and costs less; `all` computes them too.
+
+        Returns:
+            (B, K, C, H, W).
+        """
+        clips, count = frame_indices.shape
+        flag = observed_mask[:, :, None, None, None]
+        h = torch.where(flag, x_0, x_t).flatten(0, 1)
+        h = F.pixel_unshuffle(h, self.config.patch_size)
+        flag_channel = flag.flatten(0, 1).to(h.dtype).expand(-1, 1, *h.shape[2:])
+        h = torch.cat([h, flag_channel], dim=1).contiguous(memory_format=torch.channels_last)
+
+        temb = self.time_embed(timestep_embedding(timestep * self.timestep_scale, self.config.model_channels))
+        real = observed_mask | latent_mask
+        conditions = Conditions(
+            temb=temb,
+            activated=F.silu(temb),
+            clip_of_frame=torch.arange(clips, device=h.device).repeat_interleave(count),
+            distances=distance_features(frame_indices).to(temb.dtype),
+            allowed=real[:, :, None] == real[:, None, :],
+        )
+        wanted = latent_mask.flatten().nonzero().squeeze(1) if frames == "latent" else None
+
+        skips = []
+        for block in self.input_blocks:
+            h, _ = self._run(block, h, conditions, None)
+            skips.append(h)
+        h, conditions = self._run(self.middle_block, h, conditions, wanted)
+        for block in self.output_blocks:
+            skip = skips.pop()
+            if len(skip) > len(h):
+                skip = skip[wanted]
+            h, conditions = self._run(block, torch.cat([h, skip], dim=1), conditions, wanted)
+        h = F.pixel_shuffle(self.out(h), self.config.patch_size)
+        if wanted is not None:
+            h = h.new_zeros(clips * count, *h.shape[1:]).index_copy(0, wanted, h)
+        return h.view(clips, count, *h.shape[1:])
+
+    def _run(
+        self, block: nn.Module, h: Tensor, conditions: Conditions, wanted: Tensor | None
+    ) -> tuple[Tensor, Conditions]:
+        """One block; the network's last attention leaves only the wanted frames, in `h` and the conditions."""
+        for layer in block.children():
+            if isinstance(layer, ResidualBlock):
+                h = layer(h, conditions)
+            elif isinstance(layer, FactorizedAttention):
+                keep = wanted if layer is self._last_attention[0] else None
+                h = layer(h, conditions.temb, conditions.distances, conditions.allowed, keep)
+                if keep is not None:
+                    conditions = replace(conditions, clip_of_frame=conditions.clip_of_frame[keep])
+            else:
+                h = layer(h)
+        return h, conditions

@@ -1,0 +1,142 @@
+import json
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import fdm
+
+FAST = ("--sampling-steps", 2, "--seed", 5)
+
+
+def frames_of(path):
+    with np.load(path) as arrays:
+        return arrays["frames"]
+
+
+def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
+    done = fdm(
+        "sample", "--checkpoint", micro_checkpoint, "--scheme", "autoregressive", "--length", 160, *FAST,
+        "-o", tmp_path / "out.gif", "--sheet", "--json",
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert result["frames"] == 160
+    assert (result["width"], result["height"], result["fps"]) == (16, 16, 10.0)
+    assert result["network_calls"] == 38
+    assert result["sampler"] == "ddim"
+    assert len(result["checkpoint_sha256"]) == 64
+    with Image.open(tmp_path / "out.gif") as gif:
+        durations = []
+        for index in range(gif.n_frames):
+            gif.seek(index)
+            durations.append(gif.info["duration"])
+    assert sum(durations) == 160 * 100
+    assert json.loads((tmp_path / "out.gif.json").read_text()).items() <= result.items()
+    with Image.open(tmp_path / "out.gif.sheet.png") as sheet:
+        assert sheet.width > 100
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+def test_npz_and_mp4_hold_the_same_frames(micro_checkpoint, tmp_path, sampler):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 21, "--sampler", sampler, *FAST, "-q")
+    fdm(*common, "-o", tmp_path / "a.npz", "--fps", 25)
+    fdm(*common, "-o", tmp_path / "a.mp4")
+    frames = frames_of(tmp_path / "a.npz")
+    assert frames.shape == (21, 16, 16, 1)
+    assert frames.dtype == np.uint8
+    assert frames.std() > 5
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert float(arrays["fps"]) == 25
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        decoded = np.stack([frame.to_ndarray(format="gray") for frame in container.decode(video=0)])
+    assert decoded.shape == (21, 16, 16)
+    assert np.abs(decoded.astype(int) - frames[..., 0]).mean() < 6
+
+
+def test_samples_are_numbered_and_each_has_its_own_random_numbers(micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 20, *FAST, "--json")
+    many = json.loads(fdm(*common, "--num-samples", 3, "-o", tmp_path / "x.npz").stdout)
+    assert many["outputs"] == [str(tmp_path / f"x-{i}.npz") for i in (1, 2, 3)]
+    one = json.loads(fdm(*common, "-o", tmp_path / "one.npz", "--max-batch", 1).stdout)
+    first, second, _ = (frames_of(path).astype(int) for path in many["outputs"])
+    assert np.abs(first - second).mean() > 1
+    # The first sample does not depend on how many others share its batches, beyond rounding.
+    assert np.abs(first - frames_of(one["output"])).max() <= 1
+
+
+def test_a_name_is_chosen_and_printed(micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 4, "--scheme", "single", *FAST)
+    names = [fdm(*common, cwd=tmp_path).stdout.strip() for _ in range(2)]
+    assert names == ["sample-single-1.gif", "sample-single-2.gif"]
+    done = fdm(*common[:-2], cwd=tmp_path)
+    assert "seed" in done.stderr
+
+
+def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
+    done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 25)
+    assert result["estimated_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(micro_checkpoint, tmp_path):
+    done = fdm(
+        "sample", "--checkpoint", micro_checkpoint, "--scheme", "hierarchy-2", "--length", 60, "--dry-run", cwd=tmp_path
+    )
+    assert "warning: the scheme reaches" in done.stderr
+    assert "clips of 30" in done.stderr
+
+
+def test_without_a_checkpoint_it_says_how_to_train_one(tmp_path):
+    done = fdm("sample", cwd=tmp_path, check=2)
+    assert done.stderr.splitlines()[0].startswith("error: no model")
+    assert "fdm train" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--length", "0"), "--length"),
+        (("--length", "100000000000000000000"), "--length"),
+        (("--scheme", "autoregresive"), "autoregresive"),
+        (("--scheme", "missing.yaml"), "missing.yaml"),
+        (("--sampler", "dimm"), "unknown sampler 'dimm'"),
+        (("--sampling-steps", "2000"), "2000 sampling steps"),
+        (("--step", "17"), "the step must be"),
+        (("-o", "no/such/folder.gif"), "no/such"),
+        (("-o", "out.gfi"), "out.gfi"),
+        (("-o", "exists.gif"), "exists"),
+        (("-o", "fresh.gif"), "fresh.gif.json exists"),
+        (("--num-samples", "0"), "--num-samples"),
+    ],
+)
+def test_bad_usage(micro_checkpoint, tmp_path, arguments, says):
+    (tmp_path / "exists.gif").write_bytes(b"precious")
+    (tmp_path / "fresh.gif.json").write_bytes(b"precious")
+    done = fdm("sample", "--checkpoint", micro_checkpoint, *arguments, cwd=tmp_path, check=2)
+    error, *rest = done.stderr.strip().splitlines()
+    assert error.startswith("error: ")
+    assert says in error
+    assert [line[:6] for line in rest] in ([], ["hint: "])
+    assert done.stdout == ""
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "exists.gif": b"precious", "fresh.gif.json": b"precious",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip at all"])
+def test_a_checkpoint_that_is_none(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    done = fdm("sample", "--checkpoint", "x.pt", cwd=tmp_path, check=2)
+    assert done.stderr.startswith("error: x.pt: not a checkpoint")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_force_overwrites(micro_checkpoint, tmp_path):
+    (tmp_path / "out.gif").write_bytes(b"old")
+    fdm("sample", "--checkpoint", micro_checkpoint, "--length", 3, *FAST, "-o", "out.gif", "--force", cwd=tmp_path)
+    assert (tmp_path / "out.gif").read_bytes().startswith(b"GIF89a")

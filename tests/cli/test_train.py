@@ -1,0 +1,161 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from fdm_cli.checkpoint import read_state
+from tests.conftest import ROOT, fdm
+
+MICRO = ("train", "--preset", "micro", "--steps", 6, "--set", "training.checkpoint_every=2", "--seed", 3)
+
+
+def weights(run, step=6):
+    state = read_state(run / "checkpoints" / f"step-{step:08d}.pt")
+    return {**state["model"], **{f"ema {key}": value for key, value in state["ema"].items()}}
+
+
+def assert_equal(run, other):
+    for key, value in weights(run).items():
+        assert torch.equal(value, weights(other)[key]), key
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    run = tmp_path_factory.mktemp("straight") / "run"
+    done = fdm(*MICRO, "--run", run, "--json")
+    result = json.loads(done.stdout)
+    assert result["step"] == 6
+    assert result["seed"] == 3
+    assert result["checkpoint"] == str(run / "checkpoints" / "step-00000006.pt")
+    return run
+
+
+def test_the_run_folder(straight):
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert all(0 < line["loss"] < 10 for line in lines)
+    assert sorted(file.name for file in (straight / "checkpoints").iterdir()) == [
+        f"step-0000000{step}.pt" for step in (2, 4, 6)
+    ]
+    assert yaml.safe_load((straight / "config.yaml").read_text())["training"]["seed"] == 3
+
+
+def test_one_seed_gives_identical_weights(straight, tmp_path):
+    fdm(*MICRO, "--run", tmp_path / "run", "--quiet")
+    assert_equal(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
+def test_interrupted_and_resumed_gives_the_same_again(straight, tmp_path, name, code):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "fdm_cli", *map(str, MICRO), "--run", str(run)]
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert stdout == ""
+    if name != "SIGKILL":
+        assert "stopped after step" in stderr
+        assert "Traceback" not in stderr
+    fdm(*MICRO, "--run", run, "--resume", "--quiet")
+    assert_equal(run, straight)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 7))
+
+
+def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
+    run = tmp_path / "run"
+    fdm(*MICRO[:3], "--steps", 2, *MICRO[5:], "--run", run, "--quiet")
+    fdm("train", "--run", run, "--resume", "--steps", 6, "--quiet")
+    assert_equal(run, straight)
+    done = fdm("train", "--run", run, "--resume", "--set", "training.learning_rate=0.5", check=2)
+    assert "another training.learning_rate" in done.stderr
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
+    run = tmp_path / "run"
+    fdm(*MICRO, "--run", run, "--quiet")
+    newest = run / "checkpoints" / "step-00000006.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    done = fdm("train", "--run", run, "--resume")
+    assert "warning" in done.stderr
+    assert_equal(run, straight)
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    from fdm_cli.run_folder import RunFolder
+
+    with RunFolder(tmp_path / "run").locked():
+        done = fdm(*MICRO, "--run", tmp_path / "run", check=2)
+    assert "another process is training here" in done.stderr
+
+
+def test_dry_run_starts_nothing(tmp_path):
+    done = fdm("train", "--preset", "moving-mnist", "--dry-run", "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert result["parameters"] == 49_061_377
+    assert result["config"]["training"]["batch_size"] == 8
+    assert list(tmp_path.iterdir()) == []
+    text = fdm("train", "--preset", "micro", "--dry-run", cwd=tmp_path).stdout
+    assert yaml.safe_load(text)["model"]["image_size"] == 16
+
+
+def test_a_configuration_file_and_data_of_one_s_own(tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "my clips.npy", np.random.default_rng(0).integers(0, 256, (3, 12, 20, 24, 3), np.uint8))
+    (tmp_path / "mine.yaml").write_text(
+        "data: {clip_length: 12}\n"
+        "model: {image_size: 16, image_channels: 3, window: 6, patch_size: 2, model_channels: 32,\n"
+        "  num_res_blocks: 1, channel_mult: [1], attention_resolutions: [], num_heads: 2}\n"
+        "training: {steps: 2, batch_size: 2}\n"
+    )
+    done = fdm("train", "--config", "mine.yaml", "--data", "my clips.npy", cwd=tmp_path)
+    assert done.stdout.strip() == "runs/mine/checkpoints/step-00000002.pt"
+    assert (tmp_path / done.stdout.strip()).exists()
+    assert "steps 0 to 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "hint"),
+    [
+        (("--set", "training.stpes=3"), "unknown key 'stpes'", "did you mean 'steps'?"),
+        (("--preset", "mikro"), "unknown preset 'mikro'", "did you mean 'micro'?"),
+        (("--config", "missing.yaml"), "no such file", None),
+        (("--data", "missing.npy"), "no such file: missing.npy", None),
+        (("--steps", "0"), "--steps", "fdm train --help"),
+        (("--steps", "ten"), "--steps", "fdm train --help"),
+        (("--stpes", "10"), "--stpes", "fdm train --help"),
+        (("--resume",), "--resume needs --run", None),
+        (("--resume", "--run", "nowhere"), "no run to resume", None),
+        (("--preset", "micro", "--config", "x.yaml"), "both given", None),
+        (("--device", "cuda", "--preset", "micro"), "no cuda device", "--device cpu"),
+        (("--device", "gpu"), "--device", None),
+        (("--batch-size", "99999999999999999999"), "--batch-size", None),
+    ],
+)
+def test_bad_usage_is_one_line_and_a_hint_and_nothing_is_written(tmp_path, arguments, says, hint):
+    if "cuda" in arguments and torch.cuda.is_available():
+        arguments = ("--device", "mps", "--preset", "micro")
+        says = "no mps device"
+    done = fdm("train", *arguments, cwd=tmp_path, check=2)
+    error, *rest = done.stderr.strip().splitlines()
+    assert error.startswith("error: ")
+    assert says in error
+    assert len(rest) <= 1
+    if hint:
+        assert hint in rest[0]
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []

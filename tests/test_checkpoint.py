@@ -1,0 +1,139 @@
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from fdm_cli.checkpoint import load_checkpoint, read_state, save_state
+from fdm_cli.errors import BadInput, RunFailed
+
+
+def test_what_is_loaded_is_the_average_in_eval_mode(micro_checkpoint):
+    checkpoint = load_checkpoint(micro_checkpoint)
+    assert checkpoint.step == 8
+    assert not checkpoint.model.training
+    state = read_state(micro_checkpoint)
+    for key, value in checkpoint.model.state_dict().items():
+        assert torch.equal(value, state["ema"][key])
+    assert any(not torch.equal(state["ema"][key], state["model"][key]) for key in state["ema"])
+
+
+def broken(path, tmp_path, how):
+    copy = tmp_path / "broken.pt"
+    data = path.read_bytes()
+    if how == "truncated":
+        copy.write_bytes(data[: len(data) // 2])
+    elif how == "empty":
+        copy.write_bytes(b"")
+    elif how == "text":
+        copy.write_text("this is not a checkpoint\n" * 100)
+    elif how == "flipped byte":
+        middle = len(data) // 2
+        copy.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    elif how == "compressed":
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+    elif how == "missing":
+        pass
+    elif how == "folder":
+        copy.mkdir()
+    return copy
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "text", "flipped byte", "compressed", "missing", "folder"])
+def test_broken_files_are_refused(micro_checkpoint, tmp_path, how):
+    with pytest.raises(BadInput):
+        load_checkpoint(broken(micro_checkpoint, tmp_path, how))
+
+
+class Touch:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+def test_code_in_a_pickle_does_not_run(tmp_path):
+    marker = tmp_path / "marker"
+    torch.save({"format": "fdm", "version": 1, "config": Touch(marker)}, tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Touch(marker)))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(BadInput):
+            load_checkpoint(tmp_path / name)
+    assert not marker.exists()
+
+
+def edited(path, tmp_path, edit):
+    """A copy whose content was changed by somebody who also made the digest match."""
+    state = read_state(path)
+    edit(state)
+    target = tmp_path / "edited.pt"
+    save_state(target, {key: value for key, value in state.items() if key not in ("format", "version")})
+    return target
+
+
+def test_weights_of_another_architecture_are_named(micro_checkpoint, tmp_path):
+    path = edited(micro_checkpoint, tmp_path, lambda state: state["config"]["model"].update(model_channels=64))
+    with pytest.raises(
+        BadInput, match=r"time_embed.0.weight is \(128, 32\) float32, the configuration says \(256, 64\)"
+    ):
+        load_checkpoint(path)
+    path = edited(micro_checkpoint, tmp_path, lambda state: state["ema"].pop("out.2.bias"))
+    with pytest.raises(BadInput, match=r"out\.2\.bias is missing"):
+        load_checkpoint(path)
+
+
+def test_a_configuration_that_claims_an_enormous_network_takes_no_memory(micro_checkpoint, tmp_path):
+    def edit(state):
+        state["config"]["model"].update(model_channels=4096, num_res_blocks=16, channel_mult=[64, 64])
+
+    with pytest.raises(BadInput, match="do not fit"):
+        load_checkpoint(edited(micro_checkpoint, tmp_path, edit))
+
+
+def test_a_tensor_that_claims_more_than_the_file_holds(micro_checkpoint, tmp_path):
+    def edit(state):
+        state["ema"]["out.2.bias"] = torch.zeros(1).expand(10**12)
+
+    content = read_state(micro_checkpoint)
+    edit(content)
+    torch.save({**content, "digest": "x"}, tmp_path / "stride.pt")
+    with pytest.raises(BadInput, match="claims"):
+        load_checkpoint(tmp_path / "stride.pt")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(micro_checkpoint, tmp_path):
+    target = tmp_path / "step.pt"
+    shutil.copy(micro_checkpoint, target)
+    before = target.read_bytes()
+    code = f"""
+import resource, signal
+from pathlib import Path
+from fdm_cli.checkpoint import read_state, save_state
+from fdm_cli.errors import RunFailed
+state = read_state(Path({str(micro_checkpoint)!r}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_state(Path({str(target)!r}), {{k: v for k, v in state.items() if k not in ("format", "version")}})
+except RunFailed as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cannot write" in done.stdout
+    assert "File too large" in done.stdout
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_unwritable_place(tmp_path):
+    with pytest.raises(RunFailed, match="cannot write"):
+        save_state(tmp_path / "no" / "folder.pt", {"config": {}, "step": 1, "model": {}, "ema": {}, "optimizer": {}})

@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+
+from fdm_cli import config as configuration
+from fdm_cli.config import Config
+from fdm_cli.errors import BadInput
+
+
+def test_the_defaults_are_the_seed_preset():
+    assert configuration.load_preset("moving-mnist") == Config()
+
+
+@pytest.mark.parametrize("name", configuration.preset_names())
+def test_yaml_round_trip(name, tmp_path):
+    config = configuration.load_preset(name)
+    path = tmp_path / "config.yaml"
+    path.write_text(configuration.to_yaml(config))
+    assert configuration.load(path) == config
+    assert configuration.from_dict(configuration.to_dict(config), "x") == config
+
+
+def test_set_overrides():
+    config = configuration.load_preset(
+        "micro",
+        ["training.steps=7", "model.channel_mult=[1, 2]", "data.source='a b.npy'", "training.learning_rate=1e-3"],
+    )
+    assert config.training.steps == 7
+    assert config.model.channel_mult == (1, 2)
+    assert config.data.source == "a b.npy"
+    assert config.training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "says", "hint"),
+    [
+        ("training.stpes=7", "unknown key 'stpes'", "did you mean 'steps'?"),
+        ("trainin.steps=7", "unknown key 'trainin'", "did you mean 'training'?"),
+        ("training.steps", "not of the form", "for example"),
+        ("training.steps=many", "must be a whole number", None),
+        ("training.steps=0", "must lie within", None),
+        ("training.steps=1.5", "must be a whole number", None),
+        ("training.learning_rate=nan", "not a finite number", None),
+        ("diffusion.betas=cosin", "must be one of linear, cosine", None),
+        ("model.dropout=true", "must be a number", None),
+        ("training=3", "must be a mapping", None),
+        ("model.channel_mult=[]", "at least one", None),
+        ("model.channel_mult=[1, 2, 2, 2, 2, 2, 2]", "cannot be halved", "multiple of"),
+        ("model.attention_resolutions=[7]", "which no level has", "the levels are"),
+        ("model.model_channels=48", "multiple of 32", None),
+        ("model.num_heads=5", "does not divide", None),
+        ("data.moving_mnist.canvas=40", "no multiple", "whole factor"),
+        ("model.image_size=20", "cannot be halved", "multiple of 8"),
+    ],
+)
+def test_a_wrong_override_says_what_and_where(override, says, hint):
+    with pytest.raises(BadInput) as caught:
+        configuration.load_preset("moving-mnist", [override])
+    assert says in caught.value.message
+    if hint:
+        assert hint in caught.value.hint
+
+
+def test_a_wrong_file_is_quoted_with_its_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model:\n  window: 16\n  chanels: 3\n")
+    with pytest.raises(BadInput, match=r"c.yaml:3: unknown key 'chanels' in model"):
+        configuration.load(path)
+    path.write_text("training:\n  steps: ten\n")
+    with pytest.raises(BadInput, match=r"c.yaml:2: training.steps must be a whole number, not 'ten'"):
+        configuration.load(path)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(BadInput, match="unknown preset 'mikro'") as caught:
+        configuration.load_preset("mikro")
+    assert caught.value.hint == "did you mean 'micro'?"
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().training.steps = 1

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from fdm_cli.config import DiffusionConfig
+from fdm_cli.diffusion import Process, make_betas
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
+@pytest.mark.parametrize("betas", ["linear", "cosine"])
+def test_the_target_gives_x_0_back(parameterization, betas):
+    process = Process(DiffusionConfig(betas=betas, parameterization=parameterization))
+    x_0, eps = (torch.randn(4, 3, 1, 8, 8, dtype=torch.float64) for _ in range(2))
+    timestep = torch.tensor([0, 10, 500, 900])
+    x_t = process.q_sample(x_0, timestep, eps)
+    torch.testing.assert_close(process.predict_x_0(x_t, timestep, process.target(x_0, timestep, eps)), x_0)
+
+
+def test_schedules():
+    assert make_betas("linear", 1000)[[0, -1]].tolist() == pytest.approx([1e-4, 0.02])
+    assert make_betas("linear", 40)[[0, -1]].tolist() == pytest.approx([25e-4, 0.5])
+    for betas in ("linear", "cosine"):
+        abar = Process(DiffusionConfig(betas=betas)).alphas_cumprod
+        assert (abar.diff() < 0).all()
+        assert abar[0] > 0.999
+        assert abar[-1] < 1e-4
+
+
+def test_the_loss_counts_latent_frames_only_and_each_clip_by_its_own():
+    process = Process(DiffusionConfig())
+    x_0 = torch.zeros(2, 4, 1, 2, 2)
+    eps = torch.zeros_like(x_0)
+    output = torch.zeros_like(x_0)
+    output[0, 0] = 3.0  # latent: counts
+    output[0, 1] = 100.0  # not latent: does not
+    output[1, :2] = 2.0
+    latent = torch.tensor([[True, False, False, True], [True, True, False, False]])
+    loss = process.loss(x_0, torch.tensor([5, 6]), eps, output, latent)
+    assert loss.tolist() == [4.5, 4.0]
+
+
+def test_values_that_are_not_numbers_on_other_frames_do_not_matter():
+    process = Process(DiffusionConfig())
+    output = torch.zeros(1, 2, 1, 2, 2)
+    output[0, 1] = torch.nan
+    output.requires_grad_()
+    zeros = torch.zeros(1, 2, 1, 2, 2)
+    process.loss(zeros, torch.tensor([5]), zeros, output, torch.tensor([[True, False]])).sum().backward()
+    assert torch.isfinite(output.grad).all()

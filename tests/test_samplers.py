@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from fdm_cli import samplers
+from fdm_cli.config import DiffusionConfig
+from fdm_cli.diffusion import Process
+from fdm_cli.errors import BadInput
+from fdm_cli.samplers import DDIM, Ancestral, choose_timesteps
+
+
+def run(step, timesteps, process, denoise, clip=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise():
+        return torch.randn(2, 3, 1, 4, 4, generator=generator, dtype=torch.float64)
+
+    *_, x_0 = samplers.sample(denoise, process, noise(), timesteps, step, noise, clip)
+    return x_0
+
+
+def network(x_t, timestep):
+    """Some smooth function of its input, standing for an imperfect network."""
+    return torch.tanh(x_t * 1.7 + 0.3) + 0.001 * timestep.view(-1, 1, 1, 1, 1)
+
+
+def test_ddim_with_eta_1_is_ancestral_with_the_posterior_variance():
+    process = Process(DiffusionConfig(timesteps=50))
+    timesteps = choose_timesteps(50, 50)
+    ancestral = run(Ancestral(large=False), timesteps, process, network)
+    torch.testing.assert_close(run(DDIM(eta=1.0), timesteps, process, network), ancestral, atol=1e-10, rtol=0)
+
+
+def test_ddim_with_eta_0_uses_no_noise():
+    process = Process(DiffusionConfig())
+
+    def no_noise():
+        raise AssertionError("noise was drawn")
+
+    x_T = torch.randn(1, 2, 1, 4, 4, dtype=torch.float64)
+    steps = list(samplers.sample(network, process, x_T, choose_timesteps(1000, 7), DDIM(), no_noise))
+    assert len(steps) == 7
+
+
+@pytest.mark.parametrize("step", [Ancestral(), DDIM()])
+@pytest.mark.parametrize("count", [1, 2, 10, 250])
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
+def test_a_perfect_network_gives_the_data_back(step, count, parameterization):
+    """A network that knows x_0 leads there whatever the number of steps: the noise levels are the right ones."""
+    process = Process(DiffusionConfig(parameterization=parameterization))
+    x_0 = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64) * 2 - 1
+
+    def oracle(x_t, timestep):
+        abar = process.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1)
+        eps = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt()
+        return process.target(x_0, timestep, eps)
+
+    torch.testing.assert_close(run(step, choose_timesteps(1000, count), process, oracle), x_0, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("total", "steps"), [(1000, 1), (1000, 2), (1000, 25), (1000, 1000), (40, 7), (2, 2)])
+def test_timesteps_start_at_pure_noise(total, steps):
+    timesteps = choose_timesteps(total, steps)
+    assert len(timesteps) == steps
+    assert timesteps[0] == total - 1
+    assert timesteps == sorted(set(timesteps), reverse=True)
+    assert steps == 1 or timesteps[-1] == 0
+
+
+def test_bad_requests():
+    for steps in (0, 1001):
+        with pytest.raises(BadInput, match="sampling steps"):
+            choose_timesteps(1000, steps)
+    with pytest.raises(BadInput, match="unknown sampler 'dimm'") as caught:
+        samplers.make("dimm")
+    assert caught.value.hint == "did you mean 'ddim'?"

@@ -1,0 +1,149 @@
+"""The shipped network against the predecessors' figures and against the plain second implementation."""
+
+import pytest
+import torch
+
+from fdm_cli.config import Config, DiffusionConfig, ModelConfig
+from fdm_cli.unet import UNet
+from tests.oracle import OracleUNet
+from tests.reference import ARCHITECTURES, GOLDEN, golden, network_weights
+
+
+def network(name: str, **changes) -> UNet:
+    figures = golden(name) if name in ("seed-micro", "seed-small", "fdm-official") else None
+    model = ModelConfig(window=16, **{**ARCHITECTURES[name], **changes})
+    timesteps = len(figures["betas"]) if figures else 1000
+    diffusion = DiffusionConfig(timesteps=timesteps, rescale_timesteps=name == "fdm-official")
+    torch.manual_seed(0)
+    return UNet(Config(model=model, diffusion=diffusion)).eval()
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Zero-initialised layers would hide what stands before them."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def inputs(clips=2, frames=6, size=16, channels=1, seed=0):
+    torch.manual_seed(seed)
+    roles = torch.tensor([[0, 1, 1, 0, 1, 2], [1, 1, 0, 2, 2, 1]])[:clips, :frames]
+    return {
+        "x_t": torch.randn(clips, frames, channels, size, size),
+        "timestep": torch.tensor([3, 31])[:clips],
+        "x_0": torch.randn(clips, frames, channels, size, size),
+        "frame_indices": torch.stack([torch.randperm(40)[:frames] for _ in range(clips)]),
+        "observed_mask": roles == 0,
+        "latent_mask": roles == 1,
+    }
+
+
+def call(model, data, **options):
+    data = dict(data)
+    return model(data.pop("x_t"), data.pop("timestep"), **data, **options)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_predecessors_figures(name):
+    figures = golden(name)
+    model = network(name)
+    model.load_state_dict(network_weights(name))
+    data = {key: figures[key] for key in inputs()}
+    latent = figures["latent_mask"]
+    with torch.no_grad():
+        every, only_latent = call(model, data, frames="all"), call(model, data)
+    torch.testing.assert_close(every, figures["eps"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(only_latent[latent], figures["eps"][latent], atol=1e-4, rtol=0)
+    assert not only_latent[~latent].any()
+
+
+def test_the_seed_preset_has_49_million_parameters():
+    with torch.device("meta"):
+        model = UNet(Config())
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == 49.06
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_resolutions": ()},
+        {"attention_resolutions": (16, 8)},
+        {"channel_mult": (1, 2, 2), "attention_resolutions": (4,)},
+        {"num_res_blocks": 2, "num_heads": 4},
+    ],
+)
+def test_outputs_and_gradients_equal_the_oracle_s(changes):
+    """Wherever the attentions are: only latent frames count, and only they are computed."""
+    model = network("seed-small", dropout=0.0, **changes)
+    oracle = OracleUNet(**{**ARCHITECTURES["seed-small"], "dropout": 0.0, **changes}).eval()
+    randomise(model)
+    oracle.load_state_dict(model.state_dict())
+    data = inputs()
+    expected = oracle(**data)
+    latent = data["latent_mask"]
+    for frames in ("all", "latent"):
+        ours = call(model, data, frames=frames)
+        torch.testing.assert_close(ours[latent], expected[latent], atol=2e-5, rtol=1e-4)
+    weight = torch.randn_like(expected) * latent[:, :, None, None, None]
+    (ours * weight).sum().backward()
+    (expected * weight).sum().backward()
+    expected_gradients = {name: parameter.grad for name, parameter in oracle.named_parameters()}
+    largest = max(gradient.abs().max() for gradient in expected_gradients.values())
+    for name, parameter in model.named_parameters():
+        difference = (parameter.grad - expected_gradients[name]).abs().max() / largest
+        assert difference < 1e-4, f"{name}: gradients differ by {difference:.1e} of the largest"
+
+
+def test_what_the_network_must_not_see():
+    """x_t of observed frames, x_0 of others, and padding's content do not reach latent frames."""
+    model = network("seed-small", dropout=0.0)
+    randomise(model)
+    data = inputs()
+    data["latent_mask"] |= ~data["observed_mask"]  # no padding: its content is in the normalisation's statistics
+    with torch.no_grad():
+        expected = call(model, data)
+        changed = dict(data, x_t=data["x_t"].clone(), x_0=data["x_0"].clone())
+        changed["x_t"][data["observed_mask"]] = 5.0
+        changed["x_0"][~data["observed_mask"]] = 5.0
+        torch.testing.assert_close(call(model, changed), expected)
+        changed["x_0"][data["observed_mask"]] += 1.0
+        assert not torch.allclose(call(model, changed), expected)
+
+
+def test_only_differences_of_frame_indices_count_and_order_does_not():
+    model = network("seed-small", dropout=0.0)
+    randomise(model)
+    data = inputs()
+    with torch.no_grad():
+        expected = call(model, data, frames="all")
+        moved = dict(data, frame_indices=data["frame_indices"] + 1000)
+        torch.testing.assert_close(call(model, moved, frames="all"), expected, atol=1e-5, rtol=1e-4)
+        order = torch.randperm(6)
+        shuffled = {key: value if key == "timestep" else value[:, order] for key, value in data.items()}
+        torch.testing.assert_close(call(model, shuffled, frames="all"), expected[:, order], atol=1e-5, rtol=1e-4)
+
+
+def test_patches_and_the_plain_residual():
+    model = network("seed-small", patch_size=2, attention_resolutions=(8, 4), attention_residual="plain")
+    randomise(model)
+    data = inputs()
+    with torch.no_grad():
+        every, only_latent = call(model, data, frames="all"), call(model, data)
+    assert every.shape == data["x_t"].shape
+    latent = data["latent_mask"]
+    torch.testing.assert_close(only_latent[latent], every[latent], atol=1e-5, rtol=1e-4)
+
+
+def test_a_fresh_network_predicts_zero():
+    model = network("seed-small")
+    assert not call(model, inputs()).any()
+
+
+@pytest.mark.parametrize("name", ["seed-small", "fdm-official", "seed-preset"])
+def test_weights_are_named_as_in_the_official_format(name):
+    with torch.device("meta"):
+        ours = UNet(Config(model=ModelConfig(**ARCHITECTURES[name]))).state_dict()
+        theirs = OracleUNet(**ARCHITECTURES[name]).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
