@@ -116,7 +116,8 @@ def _label(
     apart = -(-(_FONT_SIZE + 3) // high)
     for count in range(0, len(rows), apart):
         y = _TOP + first + count * high + high // 2
-        pen.text((_LEFT - 8, y), str(rows[count]), fill=_INK, font=font, anchor="rm")
+        label = str(rows[count]) if count else f"stage {rows[0]}"
+        pen.text((_LEFT - 8, y), label, fill=_INK, font=font, anchor="rm")
         pen.text((right, y), str(plan.stages[rows[count]].wave), fill=_INK, font=font, anchor="rm")
     entries = [("generated", LATENT), ("observed", OBSERVED), ("known", KNOWN), ("unknown", UNKNOWN)]
     if any(plan.stages[index].choice is not None for index in rows):

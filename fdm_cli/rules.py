@@ -152,7 +152,10 @@ def _levels(board: Board, levels: int) -> Iterator[tuple[int, list[int]]]:
     ratio = (board.length - len(board.origin)) / max(1, board.step - 1)
     for level in range(2, levels + 1):
         spacing = max(1, int(ratio ** ((levels - level) / (levels - 1))))
-        frame = known.next_out(known.next_out(0) - 1 + spacing)
+        first = known.next_out(0)
+        if first < 0:
+            return
+        frame = known.next_out(first - 1 + spacing)
         while frame >= 0:
             latent = [frame]
             used = 1
@@ -160,15 +163,13 @@ def _levels(board: Board, levels: int) -> Iterator[tuple[int, list[int]]]:
                 following = known.next_out(frame + spacing)
                 if following < 0:
                     break
-                used += 1 + known.count_between(frame + 1, following)
+                used += 1 if following == frame + 1 else 1 + known.count_between(frame + 1, following)
                 if used > board.window:
                     break
                 latent.append(following)
                 frame = following
             yield level, latent
             frame = known.next_out(frame + spacing)
-        if known.count == board.length:
-            return
 
 
 def _frames(board: Board, ranges: tuple[FrameRange, ...]) -> Iterator[tuple[int, list[int]]]:
