@@ -21,7 +21,7 @@ from fdm_cli.yaml_file import Node
 
 MAX_LENGTH = 100_000_000
 MAX_WINDOW = 4096
-MAX_PLACES = 50_000_000
+MAX_PLACES = 20_000_000
 
 Span = range | tuple[int, int]
 
@@ -212,6 +212,8 @@ def make(
     if not spans and scheme.start is None:
         example = format_given(example_given(scheme, length=length, window=window, step=step))
         raise BadInput(f"{scheme.name} needs given frames ({_WHERE_GIVEN[scheme.given]})", f"--given {example}")
+    if length - sum(stop - start for start, stop in spans) > MAX_PLACES:
+        raise _too_large()
     draft = _Draft(scheme, length, window, step, spans)
     for item in scheme.rounds:
         if spans or not item.only_given:
@@ -306,11 +308,13 @@ def merge(given: Sequence[Span], length: int) -> tuple[tuple[int, int], ...]:
     """Ranges sorted and joined where they touch; BadInput when one leaves a video of `length` frames."""
     pairs: list[tuple[int, int]] = []
     for span in given:
-        if isinstance(span, range) and abs(span.step) != 1:
+        if isinstance(span, range) and span.step != 1:
             pairs.extend((frame, frame + 1) for frame in span)
             continue
-        start, stop = (min(span), max(span) + 1) if isinstance(span, range) and span else (span[0], span[1])
-        pairs.append((start, stop))
+        if isinstance(span, range):
+            pairs.append((span.start, span.stop))
+        else:
+            pairs.append(span)
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(pairs):
         if start >= stop:
@@ -347,6 +351,13 @@ def _check_sizes(length: int, window: int, step: int) -> None:
             raise BadInput(f"the {name} must be from 1 to {most:,} frames, not {value}")
     if not 1 <= step <= window:
         raise BadInput(f"the step must be from 1 to the window ({window} frames), not {step}")
+
+
+def _too_large() -> BadInput:
+    return BadInput(
+        f"the plan is too large: its windows hold more than {MAX_PLACES:,} frames in all",
+        "a smaller length, or a larger step",
+    )
 
 
 def _nearest_turn(frame: int, first: int, last: int, length: int) -> int:
@@ -452,10 +463,7 @@ class _Draft:
             before = frame
         self.places += len(observed) + len(latent)
         if self.places > MAX_PLACES:
-            raise BadInput(
-                f"{where}: the plan is too large: its windows hold more than {MAX_PLACES:,} frames",
-                "a smaller --length, or a larger --step",
-            )
+            raise _too_large()
 
     def _measure_reach(self, observed: list[int], latent: list[int], more: int) -> None:
         board = self.board
