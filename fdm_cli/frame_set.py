@@ -7,6 +7,8 @@ keeps that scan short however long the video is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _BLOCK = 4096
 
 
@@ -40,15 +42,18 @@ class FrameSet:
     def __contains__(self, frame: int) -> bool:
         return bool(self._member[frame])
 
-    def add(self, frame: int) -> None:
-        """Adds a frame that is not in the set."""
-        block = frame // _BLOCK
-        self._member[frame] = 1
-        self.count += 1
-        self._counts[block] += 1
-        self._any[block] = 1
-        if self._counts[block] == min(_BLOCK, self.length - block * _BLOCK):
-            self._full[block] = 1
+    def add(self, frames: Iterable[int]) -> None:
+        """Adds frames that are not in the set."""
+        member, counts = self._member, self._counts
+        for frame in frames:
+            block = frame // _BLOCK
+            member[frame] = 1
+            counts[block] += 1
+            self.count += 1
+            if counts[block] == 1:
+                self._any[block] = 1
+            if counts[block] == min(_BLOCK, self.length - block * _BLOCK):
+                self._full[block] = 1
 
     def add_range(self, start: int, stop: int) -> None:
         """Adds the frames `start .. stop - 1`, of which none is in the set."""
@@ -62,38 +67,36 @@ class FrameSet:
 
     def next_in(self, frame: int) -> int:
         """The first member at `frame` or after it; -1 when there is none."""
-        return self._search_up(self._any, 1, 1, frame)
+        found = self._member.find(1, frame, frame + _BLOCK)
+        return found if found >= 0 else self._search_up(self._any, 1, 1, frame)
 
     def next_out(self, frame: int) -> int:
         """The first frame at `frame` or after it that is not in the set; -1 when there is none."""
-        return self._search_up(self._full, 0, 0, frame)
+        found = self._member.find(0, frame, frame + _BLOCK)
+        return found if found >= 0 else self._search_up(self._full, 0, 0, frame)
 
     def previous_in(self, frame: int) -> int:
         """The last member before `frame`; -1 when there is none."""
-        return self._search_down(self._any, 1, 1, frame)
+        found = self._member.rfind(1, frame - _BLOCK if frame > _BLOCK else 0, frame)
+        return found if found >= 0 else self._search_down(self._any, 1, 1, frame)
 
     def previous_out(self, frame: int) -> int:
         """The last frame before `frame` that is not in the set; -1 when there is none."""
-        return self._search_down(self._full, 0, 0, frame)
+        found = self._member.rfind(0, frame - _BLOCK if frame > _BLOCK else 0, frame)
+        return found if found >= 0 else self._search_down(self._full, 0, 0, frame)
 
     def count_between(self, start: int, stop: int) -> int:
         """How many members there are among `start .. stop - 1`."""
         return self._member.count(1, start, stop)
 
     def _search_up(self, summary: bytearray, promising: int, wanted: int, frame: int) -> int:
-        frame = max(frame, 0)
-        found = self._member.find(wanted, frame, frame + _BLOCK)
-        if found >= 0:
-            return found
+        """Continues in the blocks after `frame`'s own, where nothing was found within a block's length."""
         block = summary.find(promising, frame // _BLOCK + 1)
         return -1 if block < 0 else self._member.find(wanted, block * _BLOCK, (block + 1) * _BLOCK)
 
     def _search_down(self, summary: bytearray, promising: int, wanted: int, frame: int) -> int:
-        frame = min(frame, self.length)
-        if frame <= 0:
+        """Continues in the blocks before `frame`'s own, where nothing was found within a block's length."""
+        if frame <= _BLOCK:
             return -1
-        found = self._member.rfind(wanted, max(frame - _BLOCK, 0), frame)
-        if found >= 0 or frame <= _BLOCK:
-            return found
         block = summary.rfind(promising, 0, (frame - _BLOCK) // _BLOCK + 1)
         return -1 if block < 0 else self._member.rfind(wanted, block * _BLOCK, (block + 1) * _BLOCK)

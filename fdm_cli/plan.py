@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import overload
 
 from fdm_cli import rules
@@ -21,7 +21,7 @@ from fdm_cli.yaml_file import Node
 
 MAX_LENGTH = 100_000_000
 MAX_WINDOW = 4096
-MAX_PLACES = 50_000_000
+MAX_PLACES = 20_000_000
 
 Span = range | tuple[int, int]
 
@@ -205,19 +205,47 @@ def make(
         BadInput: impossible sizes; a scheme that breaks an invariant, with its line, the stage and the frame.
     """
     length = scheme.length if length is None else length
-    if step is None:
-        step = scheme.step if window is None else max(1, scheme.step * window // scheme.window)
+    step = _default_step(scheme, window) if step is None else step
     window = scheme.window if window is None else window
     _check_sizes(length, window, step)
     spans = merge(given, length)
     if not spans and scheme.start is None:
         example = format_given(example_given(scheme, length=length, window=window, step=step))
         raise BadInput(f"{scheme.name} needs given frames ({_WHERE_GIVEN[scheme.given]})", f"--given {example}")
+    if length - sum(stop - start for start, stop in spans) > MAX_PLACES:
+        raise _too_large()
     draft = _Draft(scheme, length, window, step, spans)
     for item in scheme.rounds:
         if spans or not item.only_given:
             draft.run(item)
     return draft.finish()
+
+
+def place_given(scheme: Scheme, count: int, length: int, until: int = 0) -> tuple[tuple[int, int], ...]:
+    """Where a clip's frames stand in the video, as the scheme says.
+
+    Args:
+        scheme: its `given` decides.
+        count: how many frames the clip has.
+        length: N, the frames of the whole video.
+        until: how many frames a second clip has, for `ends`; they stand last.
+
+    Raises:
+        BadInput: more frames than the video has.
+    """
+    if count + until > length:
+        raise BadInput(
+            f"{count + until} given frames do not fit into a video of {length} frames",
+            "the length counts the given frames too",
+        )
+    spans: list[Span] = [(0, count)]
+    if scheme.given == "last":
+        spans = [(length - count, length)]
+    elif scheme.given == "spread" and count > 1:
+        spans = [(at, at + 1) for at in (i * (length - 1) // (count - 1) for i in range(count))]
+    if until:
+        spans.append((length - until, length))
+    return merge([span for span in spans if span[0] < span[1]], length)
 
 
 def example_given(
@@ -227,26 +255,31 @@ def example_given(
     if scheme.start is not None:
         return ()
     length = length or scheme.length
-    if step is None:
-        step = scheme.step if window is None else max(1, scheme.step * window // scheme.window)
+    step = _default_step(scheme, window) if step is None else step
     few = max(1, min(step, length // 4))
-    if scheme.given == "last":
-        return ((length - few, length),)
-    if scheme.given == "ends":
-        return merge([(0, few), (length - few, length)], length)
     if scheme.given == "spread":
-        count = max(2, (length - 1) // max(2, step) + 1)
-        return merge([(at, at + 1) for at in (i * (length - 1) // (count - 1) for i in range(count))], length)
-    return ((0, few),)
+        return merge([range(0, length, max(2, step)), (length - 1, length)], length)
+    return place_given(scheme, few, length, until=few if scheme.given == "ends" and length > 1 else 0)
 
 
 def format_given(given: Sequence[tuple[int, int]]) -> str:
-    """Given frames as `--given` takes them."""
-    if len(given) > 2 and all(stop - start == 1 for start, stop in given):
-        gaps = {right[0] - left[0] for left, right in pairwise(given)}
-        if len(gaps) == 1:
-            return f"{given[0][0]}:{given[-1][1]}:{gaps.pop()}"
-    return ",".join(f"{start}:{stop}" for start, stop in given)
+    """Given frames as `--given` takes them; single frames equally far apart become one range."""
+    parts: list[str] = []
+    at = 0
+    while at < len(given):
+        start, stop = given[at]
+        end = at + 1
+        if stop - start == 1 and end < len(given):
+            step = given[end][0] - start
+            while end < len(given) and given[end] == (start + (end - at) * step, start + (end - at) * step + 1):
+                end += 1
+        if end - at > 2:
+            parts.append(f"{start}:{given[end - 1][1]}:{step}")
+        else:
+            parts.append(f"{start}:{stop}")
+            end = at + 1
+        at = end
+    return ",".join(parts)
 
 
 def parse_given(text: str, length: int) -> tuple[tuple[int, int], ...]:
@@ -275,11 +308,13 @@ def merge(given: Sequence[Span], length: int) -> tuple[tuple[int, int], ...]:
     """Ranges sorted and joined where they touch; BadInput when one leaves a video of `length` frames."""
     pairs: list[tuple[int, int]] = []
     for span in given:
-        if isinstance(span, range) and abs(span.step) != 1:
+        if isinstance(span, range) and span.step != 1:
             pairs.extend((frame, frame + 1) for frame in span)
             continue
-        start, stop = (min(span), max(span) + 1) if isinstance(span, range) and span else (span[0], span[1])
-        pairs.append((start, stop))
+        if isinstance(span, range):
+            pairs.append((span.start, span.stop))
+        else:
+            pairs.append(span)
     merged: list[tuple[int, int]] = []
     for start, stop in sorted(pairs):
         if start >= stop:
@@ -305,12 +340,24 @@ _WHERE_GIVEN = {
 }
 
 
+def _default_step(scheme: Scheme, window: int | None) -> int:
+    """The scheme's step or, of another window, the same share."""
+    return scheme.step if window is None else max(1, scheme.step * window // scheme.window)
+
+
 def _check_sizes(length: int, window: int, step: int) -> None:
     for name, value, most in (("length", length, MAX_LENGTH), ("window", window, MAX_WINDOW)):
         if not 1 <= value <= most:
             raise BadInput(f"the {name} must be from 1 to {most:,} frames, not {value}")
     if not 1 <= step <= window:
         raise BadInput(f"the step must be from 1 to the window ({window} frames), not {step}")
+
+
+def _too_large() -> BadInput:
+    return BadInput(
+        f"the plan is too large: its windows hold more than {MAX_PLACES:,} frames in all",
+        "a smaller length, or a larger step",
+    )
 
 
 def _nearest_turn(frame: int, first: int, last: int, length: int) -> int:
@@ -368,22 +415,22 @@ class _Draft:
         number = len(self.stages)
         observed.sort()
         self._check(where, number, observed, latent, more)
-        waves = self.waves_made
+        waves, makers, observers = self.waves_made, self.makers, self.observers
         wave = self.wave_among if more else -1
         for frame in observed:
-            wave = max(wave, waves[frame])
+            if waves[frame] > wave:
+                wave = waves[frame]
         wave += 1
-        known = self.board.known
+        self.board.known.add(latent)
         for frame in latent:
-            known.add(frame)
             waves[frame] = wave
-            self.makers[frame] = number
+            makers[frame] = number
         self.stages.append(observed, latent, wave, more, self.among)
         stage_waves = self.stages.waves
         for frame in observed:
-            last = self.observers[frame]
+            last = observers[frame]
             if last < 0 or stage_waves[last] <= wave:
-                self.observers[frame] = number
+                observers[frame] = number
         if more:
             self.last_choosing, self.last_among = number, self.among
         self.latest_wave = max(self.latest_wave, wave)
@@ -392,6 +439,7 @@ class _Draft:
     def _check(self, where: str, number: int, observed: list[int], latent: list[int], more: int) -> None:
         """The invariants of a stage."""
         board = self.board
+        length, known, visible = board.length, board.known, board.visible
         if len(observed) + more + len(latent) > board.window:
             frame = latent[0] if latent else 0
             raise BadInput(
@@ -402,12 +450,12 @@ class _Draft:
             raise BadInput(f"{where}: stage {number} makes no frame")
         before = -1
         for frame in latent:
-            if not before < frame < board.length or frame in board.known:
+            if not before < frame < length or frame in known:
                 raise BadInput(f"{where}: stage {number}: frame {frame} is not a new frame of the video")
             before = frame
         before = -1
         for frame in observed:
-            if not before < frame < board.length or frame not in board.visible:
+            if not before < frame < length or frame not in visible:
                 raise BadInput(
                     f"{where}: stage {number} observes frame {frame}, which is not known by then",
                     "observe frames that are given or that an earlier round makes",
@@ -415,10 +463,7 @@ class _Draft:
             before = frame
         self.places += len(observed) + len(latent)
         if self.places > MAX_PLACES:
-            raise BadInput(
-                f"{where}: the plan is too large: its windows hold more than {MAX_PLACES:,} frames",
-                "a smaller --length, or a larger --step",
-            )
+            raise _too_large()
 
     def _measure_reach(self, observed: list[int], latent: list[int], more: int) -> None:
         board = self.board

@@ -45,13 +45,13 @@ def write(plan: Plan, path: Path) -> None:
 def draw(plan: Plan) -> NDArray[np.uint8]:
     """The picture of a plan, (H, W, 3).
 
-    Of a plan with more than 480 stages, evenly chosen ones are shown; of a long video, each column stands for
-    several frames.
+    Of a plan with more than 480 stages, every second, fifth, tenth... has a row; of a long video, each column
+    stands for several frames.
     """
     per_column = max(1, -(-plan.length // (_WIDTH // 2)))
     columns = -(-plan.length // per_column)
     rows = _shown(plan.calls)
-    wide = max(2, min(16, _WIDTH // columns))
+    wide = max(2, min(36, _WIDTH // columns))
     high = max(2, min(16, _HEIGHT // max(len(rows), 1)))
     classes = _classes(plan, rows, per_column, columns)
     palette = np.array([UNKNOWN, KNOWN, CANDIDATE, OBSERVED, LATENT], np.uint8)
@@ -66,13 +66,12 @@ def draw(plan: Plan) -> NDArray[np.uint8]:
     return _label(canvas, plan, rows, per_column, wide, high)
 
 
-def _shown(calls: int) -> list[int]:
-    if calls <= _MOST_ROWS:
-        return list(range(calls))
-    return [i * (calls - 1) // (_MOST_ROWS - 1) for i in range(_MOST_ROWS)]
+def _shown(calls: int) -> range:
+    """The stages that have a row: every one, or every second, fifth, tenth..."""
+    return range(0, calls, _round_up(-(-calls // _MOST_ROWS)))
 
 
-def _classes(plan: Plan, rows: list[int], per_column: int, columns: int) -> NDArray[np.uint8]:
+def _classes(plan: Plan, rows: range, per_column: int, columns: int) -> NDArray[np.uint8]:
     """What each column of frames is to each shown stage, and to a first row that shows the given frames."""
     padded = np.full(columns * per_column, np.iinfo(np.int32).max, np.int32)
     padded[: plan.length] = plan.makers
@@ -94,7 +93,7 @@ def _classes(plan: Plan, rows: list[int], per_column: int, columns: int) -> NDAr
 
 
 def _label(
-    canvas: NDArray[np.uint8], plan: Plan, rows: list[int], per_column: int, wide: int, high: int
+    canvas: NDArray[np.uint8], plan: Plan, rows: range, per_column: int, wide: int, high: int
 ) -> NDArray[np.uint8]:
     image = Image.fromarray(canvas)
     pen = ImageDraw.Draw(image)
@@ -102,6 +101,10 @@ def _label(
     calls = "1 call" if plan.calls == 1 else f"{plan.calls:,} calls"
     waves = "1 wave" if plan.waves == 1 else f"{plan.waves:,} waves"
     title = f"{plan.scheme}: {plan.length:,} frames, window {plan.window}, {calls} in {waves}"
+    if per_column > 1:
+        title += f"; a column is {per_column:,} frames"
+    if rows.step > 1:
+        title += f"; one row for {rows.step:,} stages"
     pen.text((_LEFT, 8), title, fill=_INK, font=font)
     pen.text((_LEFT - 8, _TOP - 6), "frame", fill=_INK, font=font, anchor="rs")
     for frame in _ticks(plan.length, 12):
@@ -113,11 +116,11 @@ def _label(
         pen.text((_LEFT - 8, _TOP + high // 2), "given", fill=_INK, font=font, anchor="rm")
     right = canvas.shape[1] - 12
     pen.text((right, _TOP - 6), "wave", fill=_INK, font=font, anchor="rs")
-    apart = -(-(_FONT_SIZE + 3) // high)
-    for count in range(0, len(rows), apart):
-        y = _TOP + first + count * high + high // 2
-        pen.text((_LEFT - 8, y), str(rows[count]), fill=_INK, font=font, anchor="rm")
-        pen.text((right, y), str(plan.stages[rows[count]].wave), fill=_INK, font=font, anchor="rm")
+    for count in range(0, len(rows), _round_up(-(-(_FONT_SIZE + 3) // high))):
+        y = max(_TOP + first + count * high + high // 2, _TOP + 7)
+        label = f"{rows[count]:,}" if count else f"stage {rows[0]}"
+        pen.text((_LEFT - 8, y), label, fill=_INK, font=font, anchor="rm")
+        pen.text((right, y), f"{plan.stages[rows[count]].wave:,}", fill=_INK, font=font, anchor="rm")
     entries = [("generated", LATENT), ("observed", OBSERVED), ("known", KNOWN), ("unknown", UNKNOWN)]
     if any(plan.stages[index].choice is not None for index in rows):
         entries.insert(2, ("may be observed", CANDIDATE))
@@ -131,10 +134,14 @@ def _label(
 
 def _ticks(length: int, most: int) -> range:
     """Round frame numbers from 0 on, at most about `most` of them."""
-    spacing = next(
-        unit * factor
-        for unit in (10**power for power in range(12))
-        for factor in (1, 2, 5)
-        if unit * factor * most >= length
-    )
-    return range(0, length, spacing)
+    return range(0, length, _round_up(-(-length // most)))
+
+
+def _round_up(number: int) -> int:
+    """The least of 1, 2, 5, 10, 20, 50, ... that is at least the number."""
+    unit = 1
+    while True:
+        for factor in (1, 2, 5):
+            if unit * factor >= number:
+                return unit * factor
+        unit *= 10

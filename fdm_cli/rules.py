@@ -16,6 +16,8 @@ from fdm_cli.errors import BadInput
 from fdm_cli.frame_set import FrameSet
 from fdm_cli.scheme import Amount, FrameRange, Observe, Round, Start
 
+_LONG_RANGE = 100_000
+
 
 @dataclass(slots=True)
 class Board:
@@ -90,15 +92,15 @@ def _previous(board: Board) -> Iterator[tuple[int, list[int]]]:
 def _spread(board: Board) -> Iterator[tuple[int, list[int]]]:
     """One window of `step` frames spread evenly from the first unknown frame to the last.
 
-    The paper's first level: `int` of linspace(first, last + 0.999), in whole numbers.
+    The paper's first level: `int` of linspace(first, last + 0.999), in whole numbers. A step of 1 takes the last.
     """
     known = board.known
     first = known.next_out(0)
     if first < 0:
         return
     last = known.previous_out(board.length)
-    found = {known.next_out(place) for place in _evenly(first, last, board.step)}
-    yield 0, sorted(found)
+    places = _evenly(first, last, board.step) if board.step > 1 else [last]
+    yield 0, sorted({known.next_out(place) for place in places})
 
 
 def _gaps(board: Board) -> Iterator[tuple[int, list[int]]]:
@@ -152,7 +154,10 @@ def _levels(board: Board, levels: int) -> Iterator[tuple[int, list[int]]]:
     ratio = (board.length - len(board.origin)) / max(1, board.step - 1)
     for level in range(2, levels + 1):
         spacing = max(1, int(ratio ** ((levels - level) / (levels - 1))))
-        frame = known.next_out(known.next_out(0) - 1 + spacing)
+        first = known.next_out(0)
+        if first < 0:
+            return
+        frame = known.next_out(first - 1 + spacing)
         while frame >= 0:
             latent = [frame]
             used = 1
@@ -160,15 +165,13 @@ def _levels(board: Board, levels: int) -> Iterator[tuple[int, list[int]]]:
                 following = known.next_out(frame + spacing)
                 if following < 0:
                     break
-                used += 1 + known.count_between(frame + 1, following)
+                used += 1 if following == frame + 1 else 1 + known.count_between(frame + 1, following)
                 if used > board.window:
                     break
                 latent.append(following)
                 frame = following
             yield level, latent
             frame = known.next_out(frame + spacing)
-        if known.count == board.length:
-            return
 
 
 def _frames(board: Board, ranges: tuple[FrameRange, ...]) -> Iterator[tuple[int, list[int]]]:
@@ -180,9 +183,9 @@ def _frames(board: Board, ranges: tuple[FrameRange, ...]) -> Iterator[tuple[int,
 
 
 def _limited(item: FrameRange, board: Board) -> range:
-    """The range's frames; the check comes before a set of millions is made of a range that cannot fit anyway."""
+    """The range's frames, refused here before a set of millions is made of a range that cannot fit anyway."""
     frames = item.frames(board.length)
-    if len(frames) > board.window + board.known.count:
+    if len(frames) > _LONG_RANGE + board.known.count:
         raise BadInput(
             f"{item.where}: {item} names {len(frames):,} frames, more than fit into a window of {board.window}",
             "name fewer frames, or use next, gaps or levels, which take as many windows as needed",

@@ -102,13 +102,13 @@ def describe(plan: Plan, clip_length: int | None = None) -> str:
     counts = list(plan.stages.observed_counts)
     low, high = min(counts, default=0), max(counts, default=0)
     observed = f"{low}" if low == high else f"{low} to {high} (mean {sum(counts) / len(counts):.1f})"
-    reach = f"reach {plan.reach:,} frames"
+    reach = f"reach {_plural(plan.reach, 'frame')}"
     if clip_length is not None:
         fits = plan.reach < clip_length
         reach += f" ({'within' if fits else 'beyond'} the {clip_length:,} frames of a training clip)"
     given = f", given {_shorten(planner.format_given(plan.given))}" if plan.given else ""
     return (
-        f"{plan.scheme}: {plan.length:,} frames, window {plan.window}, step {plan.step}{given}\n"
+        f"{plan.scheme}: {_plural(plan.length, 'frame')}, window {plan.window}, step {plan.step}{given}\n"
         f"{_plural(plan.calls, 'call')} in {_plural(plan.waves, 'wave')}, "
         f"observed frames per call {observed}, {reach}"
     )
