@@ -308,6 +308,21 @@ def test_container_without_a_count_and_with_sound(tmp_path):
         video.read(tmp_path / "b.mkv")
 
 
+def test_video_of_a_camera_held_upright(tmp_path):
+    frame = np.zeros((16, 32, 1), np.uint8)
+    frame[:, :16] = 200
+    write(tmp_path / "a.mp4", [frame] * 2)
+    data = (tmp_path / "a.mp4").read_bytes()
+    plain = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # to be shown turned clockwise
+    at = data.index(plain, data.index(b"tkhd"))
+    (tmp_path / "a.mp4").write_bytes(data[:at] + turned + data[at + 36 :])
+    frames = everything(tmp_path / "a.mp4")
+    assert frames.shape == (2, 32, 16, 3)
+    assert frames[:, 2:14].mean() > 190
+    assert frames[:, 18:30].mean() < 10
+
+
 def test_a_video_can_be_read_twice(tmp_path):
     write(tmp_path / "a.gif", clip(3))
     read = video.read(tmp_path / "a.gif")
