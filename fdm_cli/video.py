@@ -12,7 +12,7 @@ grow with the length of the video.
 from __future__ import annotations
 
 import math
-import mmap
+import os
 import re
 import struct
 import warnings
@@ -303,8 +303,8 @@ class _Layout:
 
 def _open_picture(path: Path) -> Video:
     kind = _kind(path)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        layout = _SCANNERS[kind](data, path)
+    with path.open("rb") as file:
+        layout = _SCANNERS[kind](file, path)
     stored = max(1, len(layout.durations))
     _check_size(path, layout.width, layout.height, stored, MAX_PICTURE_PIXELS)
     fps, repeats, remarks = _constant_rate(path, layout.durations)
@@ -378,96 +378,93 @@ def _browser_duration(numerator: int, denominator: int) -> Fraction:
     return duration if duration >= Fraction(2, 100) else Fraction(1, 10)
 
 
-def _scan_gif(data: mmap.mmap, path: Path) -> _Layout:
+def _take(file: IO[bytes], form: str) -> tuple[Any, ...]:
+    """The next bytes of a file as `struct` reads them; struct.error at its end."""
+    return struct.unpack(form, file.read(struct.calcsize(form)))
+
+
+def _scan_gif(file: IO[bytes], path: Path) -> _Layout:
     """Walks the blocks of a GIF (GIF89a specification)."""
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    reach, position, delay = [0, 0], 13, 0
     durations: list[Fraction] = []
+    delay = reach_x = reach_y = 0
 
     def skip_table(flags: int) -> bool:
-        nonlocal position
-        length = 3 * (2 << (flags & 7)) if flags & 0x80 else 0
-        table = data[position : position + length]
-        position += length
+        table = file.read(3 * (2 << (flags & 7))) if flags & 0x80 else b""
         return table[0::3] == table[1::3] == table[2::3]
 
     def skip_sub_blocks() -> None:
-        nonlocal position
-        while length := data[position]:
-            position += length + 1
-        position += 1
+        while length := file.read(1)[0]:
+            file.seek(length, os.SEEK_CUR)
 
+    width, height, flags, _, _ = _take(file, "<6xHHBBB")
     grey = skip_table(flags)
-    while position < len(data) and (block := data[position]) != 0x3B:
-        if block == 0x21:
-            if data[position + 1] == 0xF9:
-                (delay,) = struct.unpack_from("<H", data, position + 4)
-            position += 2
+    while (block := file.read(1)) not in (b"\x3b", b""):
+        if block == b"\x21":
+            if file.read(1) == b"\xf9":
+                (delay,) = _take(file, "<2xHx")
             skip_sub_blocks()
-        elif block == 0x2C:
-            x, y, w, h, flags = struct.unpack_from("<HHHHB", data, position + 1)
-            reach = [max(reach[0], x + w), max(reach[1], y + h)]
-            position += 10
+        elif block == b"\x2c":
+            x, y, w, h, flags = _take(file, "<HHHHB")
+            reach_x, reach_y = max(reach_x, x + w), max(reach_y, y + h)
             grey = skip_table(flags) and grey
-            position += 1
+            file.seek(1, os.SEEK_CUR)
             skip_sub_blocks()
             _add_frame(durations, path, delay, 100)
             delay = 0
-        elif block == 0:
-            position += 1  # padding that some encoders leave
-        else:
-            raise ValueError(f"broken at byte {position}")
+        elif block != b"\0":  # padding that some encoders leave
+            raise ValueError(f"broken at byte {file.tell() - 1}")
     if not durations:
         raise BadInput(f"{path}: holds no frames", _BROKEN)
-    _check_size(path, reach[0], reach[1], 1, MAX_PICTURE_PIXELS)  # decoders enlarge the canvas to this
+    _check_size(path, reach_x, reach_y, 1, MAX_PICTURE_PIXELS)  # decoders enlarge the canvas to this
     return _Layout(width, height, durations, grey)
 
 
-def _scan_png(data: mmap.mmap, path: Path) -> _Layout:
+def _scan_png(file: IO[bytes], path: Path) -> _Layout:
     """Walks the chunks of a PNG or APNG (W3C PNG specification, third edition)."""
-    width, height, depth, colour_type = struct.unpack_from(">IIBB", data, 16)
+    width, height, depth, colour_type = _take(file, ">16xIIBB")
     durations: list[Fraction] = []
     position, skip_first, chunk = 8, False, b""
     while chunk != b"IEND":
-        length, chunk = struct.unpack_from(">I4s", data, position)
-        if position + 12 + length > len(data):
-            raise BadInput(f"{path}: truncated", _BROKEN)
+        file.seek(position)
+        length, chunk = _take(file, ">I4s")
         if chunk == b"fcTL":
-            numerator, denominator = struct.unpack_from(">HH", data, position + 28)
+            numerator, denominator = _take(file, ">20xHH")
             _add_frame(durations, path, numerator, denominator or 100)
         elif chunk == b"IDAT" and not durations:
             skip_first = True
         position += 12 + length
+    if position > path.stat().st_size:
+        raise BadInput(f"{path}: truncated", _BROKEN)
     grey = colour_type in (0, 4)
     return _Layout(width, height, durations, grey, skip_first and bool(durations), grey and depth == 16)
 
 
-def _scan_webp(data: mmap.mmap, path: Path) -> _Layout:
+def _scan_webp(file: IO[bytes], path: Path) -> _Layout:
     """Walks the chunks of a WebP (WebP container specification)."""
-    (length,) = struct.unpack_from("<I", data, 4)
-    if length + 8 > len(data):
+    (length,) = _take(file, "<4xI4x")
+    if length + 8 > path.stat().st_size:
         raise BadInput(f"{path}: truncated", _BROKEN)
     width = height = 0
     durations: list[Fraction] = []
     position = 12
     while position + 8 <= length + 8:
-        chunk, size = struct.unpack_from("<4sI", data, position)
-        body = position + 8
+        file.seek(position)
+        chunk, size = _take(file, "<4sI")
         if chunk == b"VP8X":
-            width, height = (1 + int.from_bytes(data[body + at : body + at + 3], "little") for at in (4, 7))
+            sides = file.read(10)[4:]
+            width, height = (1 + int.from_bytes(sides[at : at + 3], "little") for at in (0, 3))
         elif chunk == b"ANMF":
-            milliseconds = int.from_bytes(data[body + 12 : body + 15], "little")
-            _add_frame(durations, path, milliseconds, 1000)
+            _add_frame(durations, path, int.from_bytes(file.read(15)[12:], "little"), 1000)
         elif chunk == b"VP8 " and not width:
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, body + 6))
+            width, height = (side & 0x3FFF for side in _take(file, "<6xHH"))
         elif chunk == b"VP8L" and not width:
-            (bits,) = struct.unpack_from("<I", data, body + 1)
+            (bits,) = _take(file, "<xI")
             width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        position = body + size + size % 2
+        position += 8 + size + size % 2
     return _Layout(width, height, durations, grey=False)
 
 
-_SCANNERS: dict[str, Callable[[mmap.mmap, Path], _Layout]] = {"GIF": _scan_gif, "PNG": _scan_png, "WebP": _scan_webp}
+_SCANNERS: dict[str, Callable[[IO[bytes], Path], _Layout]] = {"GIF": _scan_gif, "PNG": _scan_png, "WebP": _scan_webp}
 
 
 # JPEG, BMP, folders of images.
@@ -542,8 +539,8 @@ def _open_container(path: Path) -> Video:
     import av
 
     kind = _kind(path)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if _is_truncated(kind, data):
+    with path.open("rb") as file:
+        if _is_truncated(kind, file, path.stat().st_size):
             raise BadInput(f"{path}: truncated", _BROKEN)
 
     def open_container() -> Any:
@@ -589,36 +586,36 @@ def _upright(container: Any, *, grey: bool) -> Iterator[Frame]:
         yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))) if frame.rotation else image
 
 
-def _is_truncated(kind: str, data: mmap.mmap) -> bool:
-    """Whether a container's outermost lengths reach over the end of the file; libav would just stop there."""
+def _is_truncated(kind: str, file: IO[bytes], held: int) -> bool:
+    """Whether a container's outermost lengths reach over the `held` bytes of its file; libav would just stop there."""
     if kind == "AVI":
-        return int(struct.unpack_from("<I", data, 4)[0]) + 8 > len(data)
-    position = 0
-    while position < len(data):
+        return bool(_take(file, "<4xI")[0] + 8 > held)
+    position: int = 0
+    while position < held:
+        file.seek(position)
         if kind == "MP4":
-            if position + 8 > len(data):
-                return True
-            (length,) = struct.unpack_from(">I", data, position)
+            length: int = _take(file, ">I4x")[0]
             if length == 1:
-                (length,) = struct.unpack_from(">Q", data, position + 8)
+                length = _take(file, ">Q")[0]
             if length < 8:  # 0: the box reaches to the end of the file
-                return bool(length)
+                return length != 0
+            position += length
         else:
-            _, after_name = _vint(data, position)
-            size, after_size = _vint(data, after_name)
+            _vint(file)
+            size = _vint(file)
             if size is None:  # a live recording, which does not say
                 return False
-            length = after_size - position + size
-        position += length
-    return position > len(data)
+            position = file.tell() + size
+    return position > held
 
 
-def _vint(data: mmap.mmap, position: int) -> tuple[int | None, int]:
-    """A Matroska number of variable length and the position after it; None where all its bits are set: unknown."""
-    length = 9 - data[position].bit_length()
-    mask = (1 << 7 * length) - 1
-    number = int.from_bytes(data[position : position + length], "big") & mask
-    return (None if number == mask else number), position + length
+def _vint(file: IO[bytes]) -> int | None:
+    """A Matroska number of variable length; None where all its bits are set: unknown."""
+    first = file.read(1)
+    more = 8 - first[0].bit_length()
+    mask = (1 << 7 * (more + 1)) - 1
+    number = int.from_bytes(first + file.read(more), "big") & mask
+    return None if number == mask else number
 
 
 # NPY and NPZ.

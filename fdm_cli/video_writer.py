@@ -160,7 +160,7 @@ class Writer:
             raise ValueError(f"a frame is uint8 (H, W, 1 or 3), not {frame.dtype} {frame.shape}")
         if self._shape and frame.shape != self._shape:
             raise ValueError(f"frame {self.frames} is {frame.shape}, the first one {self._shape}")
-        with self._failures():
+        with write_failures(self.path):
             if self._encoder is None:
                 self._begin(frame)
             assert self._encoder is not None  # noqa: S101  (_begin made it)
@@ -173,7 +173,7 @@ class Writer:
         """Completes the file, or removes what was written of it."""
         try:
             if error is None:
-                with self._failures():
+                with write_failures(self.path):
                     self._complete()
         finally:
             if self._encoder is not None:
@@ -203,7 +203,9 @@ class Writer:
             raise RunFailed(f"cannot write {self.path}: what was written is broken; {error.message}") from error
         if found != self.frames:
             raise RunFailed(f"cannot write {self.path}: {found} of {self.frames} frames arrived on the disk")
-        _sync(self._temporary)
+        for entry in self._temporary.iterdir() if self.kind == FOLDER else ():
+            sync(entry)
+        sync(self._temporary)
         if os.path.lexists(self.path):
             check_output(f"{self.path}/" if self.kind == FOLDER else self.path, self.force)
         if self.path.is_dir():
@@ -213,23 +215,30 @@ class Writer:
             _remove(old)
         else:
             self._temporary.replace(self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """What an encoder raises, as RunFailed."""
-        try:
-            yield
-        except (FdmError, MemoryError):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
-                raise RunFailed(
-                    f"no space left to write {self.path} (at frame {self.frames})",
-                    "free some space, or write elsewhere",
-                ) from error
-            reason = getattr(error, "strerror", None) or error
-            raise RunFailed(f"cannot write {self.path}: {' '.join(str(reason).split())}") from error
+
+@contextmanager
+def write_failures(path: str | Path) -> Iterator[None]:
+    """Turns what an encoder or the system raises while `path` is written into RunFailed; a full disk is called that."""
+    try:
+        yield
+    except (FdmError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            raise RunFailed(f"no space left to write {path}", "free some space, or write elsewhere") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RunFailed(f"cannot write {path}: {' '.join(str(reason).split())}") from error
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _is_frame(entry: Path) -> bool:
@@ -242,16 +251,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file, or a folder and its files, to the disk."""
-    for entry in [*path.iterdir(), path] if path.is_dir() and path.name.endswith(".part") else [path]:
-        handle = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # Encoders: one a format. Each gets the temporary path, the rate and the first frame, which says the size.
