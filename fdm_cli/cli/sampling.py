@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fdm_cli.plan import Plan
     from fdm_cli.rollout import Sampling
 
-SHEET_FRAMES = 80  # on a contact sheet, evenly spaced
-
 
 @dataclass(frozen=True)
 class Request:
@@ -231,7 +229,7 @@ def _write(
     from fdm_cli import picture, rollout, video
     from fdm_cli.video_writer import open_writer
 
-    shown = {round(i * (plan.length - 1) / (SHEET_FRAMES - 1)) for i in range(SHEET_FRAMES)} if request.sheet else set()
+    shown = set(picture.spread(plan.length)) if request.sheet else set()
     sheets: list[list[tuple[int, NDArray[np.uint8]]]] = [[] for _ in paths]
     with contextlib.ExitStack() as stack:
         writers = [
@@ -261,7 +259,8 @@ def _write(
         if sheet:
             frames = [pixels for _, pixels in sheet]
             labels = [str(number) for number, _ in sheet]
-            picture.write_png(_beside(path, ".sheet.png"), picture.contact_sheet(frames, labels=labels))
+            drawn = picture.contact_sheet(frames, labels=labels)
+            picture.write_png(_beside(path, ".sheet.png"), drawn, force=request.force)
 
 
 def _write_text(path: Path, text: str) -> None:
