@@ -12,10 +12,8 @@ claims more elements than the file holds are refused before anything is computed
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from fdm_cli import config as configuration
 from fdm_cli.config import Config
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, FdmError, RunFailed
+from fdm_cli.files import replacing
 from fdm_cli.unet import UNet
 
 FORMAT, VERSION = "fdm", 1
@@ -111,9 +110,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        read_state(temporary)
+        try:
+            read_state(temporary)
+        except BadInput as error:
+            raise RunFailed(f"cannot write {path}: what was written is broken; {error.message}") from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -208,28 +208,3 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well and vanishes when not.
-
-    Raises:
-        RunFailed: anything that went wrong while writing, with the system's reason.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError, BadInput) as error:
-        # torch reports a full disk as a RuntimeError; the system's own words are in its context.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause).split("\n")[0]
-        raise RunFailed(f"cannot write {path}: {reason}", "is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)

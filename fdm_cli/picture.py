@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fdm_cli.errors import BadInput
+from fdm_cli.files import replacing
 from fdm_cli.video import Frame
-from fdm_cli.video_writer import sync, write_failures
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -110,14 +110,8 @@ def write_png(path: str | Path, array: Frame, *, force: bool = False) -> None:
         raise BadInput(f"{path}: there is no folder {path.parent}", "make it first")
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-    try:
-        with write_failures(path):
-            temporary.write_bytes(buffer.getvalue())
-            sync(temporary)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def _tile(frame: Frame, scale: int | None) -> Image.Image:

@@ -20,9 +20,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fdm_cli import config as configuration
-from fdm_cli.checkpoint import read_state, replacing, save_state
+from fdm_cli.checkpoint import read_state, save_state
 from fdm_cli.config import Config
 from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.files import replacing
 
 _CHECKPOINT = re.compile(r"step-(\d{8,})\.pt")
 

@@ -11,7 +11,6 @@ complete or not there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import shutil
@@ -19,8 +18,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +26,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fdm_cli.errors import BadInput, FdmError, RunFailed, did_you_mean
+from fdm_cli.errors import BadInput, RunFailed, did_you_mean
+from fdm_cli.files import sync, write_failures
 from fdm_cli.video import MAX_PICTURE_FRAMES, Frame, read
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ FOLDER = "a folder of PNG images"
 MIN_FPS, MAX_FPS = 0.01, 1000.0
 MAX_SIDE = {".gif": 65535, ".webp": 16383, ".mp4": 16384}
 MP4_QUALITY = "10"  # x264's constant rate factor: 0 is lossless, 23 its default, visible on tiny frames
-_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def check_output(path: str | Path, force: bool = False) -> str:
@@ -216,29 +214,6 @@ class Writer:
         else:
             self._temporary.replace(self.path)
         sync(self.path.parent)
-
-
-@contextmanager
-def write_failures(path: str | Path) -> Iterator[None]:
-    """Turns what an encoder or the system raises while `path` is written into RunFailed; a full disk is called that."""
-    try:
-        yield
-    except (FdmError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            raise RunFailed(f"no space left to write {path}", "free some space, or write elsewhere") from error
-        reason = getattr(error, "strerror", None) or error
-        raise RunFailed(f"cannot write {path}: {' '.join(str(reason).split())}") from error
-
-
-def sync(path: Path) -> None:
-    """Flushes a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _is_frame(entry: Path) -> bool:

@@ -112,7 +112,7 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         "frames": plan.length,
         "width": checkpoint.config.model.image_size,
         "height": checkpoint.config.model.image_size,
-        "fps": fps,
+        "fps": fps,  # the format's own rate comes in its place: a GIF counts in hundredths of a second
         "seed": seed,
         "scheme": plan.scheme,
         "window": plan.window,
@@ -127,7 +127,7 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         "fdm": __version__,
     }
     began = time.monotonic()
-    _write(checkpoint, plan, sampling, given, seed, calls, fps, paths, request, output)
+    report["fps"] = _write(checkpoint, plan, sampling, given, seed, calls, fps, paths, request, output)
     seconds = time.monotonic() - began
     report["seconds"] = round(seconds, 3)
     reports = [{"output": str(path), **report} for path in paths]
@@ -222,8 +222,12 @@ def _write(
     paths: list[Path],
     request: Request,
     output: Output,
-) -> None:
-    """Samples and writes frame by frame; nothing is left behind when it does not end well."""
+) -> float:
+    """Samples and writes frame by frame; nothing is left behind when it does not end well.
+
+    Returns:
+        The real rate of what was written, in frames per second.
+    """
     import torch
 
     from fdm_cli import picture, rollout, video
@@ -255,16 +259,19 @@ def _write(
                 written += 1
             if not torch.isfinite(torch.cat([frame.flatten() for frame in update.frames] or [torch.zeros(1)])).all():
                 raise BadInput("the model made frames that are not numbers", "is it trained?")
+    for remark in writers[0].remarks:
+        output.note(remark)
     for path, sheet in zip(paths, sheets, strict=True):
         if sheet:
             frames = [pixels for _, pixels in sheet]
             labels = [str(number) for number, _ in sheet]
             drawn = picture.contact_sheet(frames, labels=labels)
             picture.write_png(_beside(path, ".sheet.png"), drawn, force=request.force)
+    return writers[0].fps
 
 
 def _write_text(path: Path, text: str) -> None:
-    from fdm_cli.checkpoint import replacing
+    from fdm_cli.files import replacing
 
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -9,6 +9,8 @@ from fdm_cli.moving_mnist import MovingMnist, built_in_digits
 from fdm_cli.randomness import generator
 from tests.conftest import fdm
 
+pytestmark = pytest.mark.slow
+
 FAST = ("--sampling-steps", 2, "--seed", 5)
 
 

@@ -7,6 +7,8 @@ from PIL import Image
 
 from tests.conftest import fdm
 
+pytestmark = pytest.mark.slow
+
 FAST = ("--sampling-steps", 2, "--seed", 5)
 
 

@@ -12,6 +12,8 @@ import yaml
 from fdm_cli.checkpoint import read_state
 from tests.conftest import ROOT, fdm
 
+pytestmark = pytest.mark.slow
+
 MICRO = ("train", "--preset", "micro", "--steps", 6, "--set", "training.checkpoint_every=2", "--seed", 3)
 
 

@@ -1,0 +1,56 @@
+"""Files that are written whole or not at all, and what goes wrong on the way, in one voice."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fdm_cli.errors import FdmError, RunFailed
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends well and vanishes when not.
+
+    Raises:
+        RunFailed: anything that went wrong while writing; an older file of that name is intact.
+    """
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+    try:
+        with write_failures(path):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_failures(path: str | Path) -> Iterator[None]:
+    """Turns what an encoder or the system raises while `path` is written into RunFailed; a full disk is called that."""
+    try:
+        yield
+    except (FdmError, MemoryError):
+        raise
+    except Exception as error:
+        # torch reports a failed write as a RuntimeError of its own; the system's words are in its context.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+            raise RunFailed(f"no space left to write {path}", "free some space, or write elsewhere") from error
+        reason = getattr(cause, "strerror", None) or cause
+        raise RunFailed(f"cannot write {path}: {' '.join(str(reason).split())}") from error
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
