@@ -42,11 +42,16 @@ Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug, is_eager=True)
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; default: what torch chooses.")
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, max=1024, help="CPU threads; default: what torch chooses."),
 ]
 Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute.")]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed; drawn and printed when not given.")
+    int | None,
+    typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Seed; drawn and printed when not given."),
+]
+TrainingSeed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Seed; default: the configuration's.")
 ]
 
 Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", metavar="FILE", help="The model.")]
@@ -55,28 +60,40 @@ Scheme = Annotated[
 ]
 Length = Annotated[
     int | None,
-    typer.Option("--length", min=1, max=MAX_FRAMES, help="Frames of the whole video; default: the scheme's."),
+    typer.Option(
+        "--length", metavar="N", min=1, max=MAX_FRAMES, help="Frames of the whole video; default: the scheme's."
+    ),
 ]
 Window = Annotated[
-    int | None, typer.Option("--window", min=1, max=MAX_WINDOW, help="Frames a network call; default: the model's.")
+    int | None,
+    typer.Option("--window", metavar="N", min=1, max=MAX_WINDOW, help="Frames a network call; default: the model's."),
 ]
 Step = Annotated[
-    int | None, typer.Option("--step", min=1, max=MAX_WINDOW, help="New frames a call; default: the scheme's share.")
+    int | None,
+    typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames a call; default: the scheme's share."),
 ]
-NumSamples = Annotated[int, typer.Option("--num-samples", min=1, max=10_000, help="Videos to make, side by side.")]
+NumSamples = Annotated[
+    int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, side by side.")
+]
 Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestral or ddim.")]
 SamplingSteps = Annotated[
     int | None,
-    typer.Option("--sampling-steps", min=1, max=100_000, help="Network calls a window; default: the sampler's."),
+    typer.Option(
+        "--sampling-steps", metavar="N", min=1, max=100_000, help="Network calls a window; default: the sampler's."
+    ),
 ]
-MaxBatch = Annotated[int, typer.Option("--max-batch", min=1, max=65_536, help="Windows in one network call.")]
+MaxBatch = Annotated[
+    int, typer.Option("--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call.")
+]
 OutputFile = Annotated[
     Path | None,
     typer.Option(
         "--output", "-o", metavar="FILE", help="Where the video goes: .gif, .mp4, .npz and more; default: a new GIF."
     ),
 ]
-Fps = Annotated[float | None, typer.Option("--fps", min=0.01, max=1000.0, help="Frames a second of the video.")]
+Fps = Annotated[
+    float | None, typer.Option("--fps", metavar="N", min=0.01, max=1000.0, help="Frames a second of the video.")
+]
 Sheet = Annotated[bool, typer.Option("--sheet", help="Also a contact sheet, a PNG beside the video.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]

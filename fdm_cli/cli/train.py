@@ -20,9 +20,13 @@ DEFAULT_PRESET = "moving-mnist-small"
 
 
 def train(
-    preset: Annotated[str | None, typer.Option(help=f"Shipped configuration; default {DEFAULT_PRESET}.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"Shipped configuration; default {DEFAULT_PRESET}.")
+    ] = None,
     list_presets: Annotated[bool, typer.Option("--list-presets", help="List the presets and stop.")] = False,
-    config_file: Annotated[Path | None, typer.Option("--config", help="Configuration file (YAML).")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Configuration file (YAML).")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value; may be repeated.")
     ] = None,
@@ -31,11 +35,13 @@ def train(
         typer.Option(metavar="SOURCE", help="moving-mnist, an IDX file of digits, or .npy or .npz clips."),
     ] = None,
     run: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: a new one in runs/.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1_000_000_000, help="Training steps in all.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, max=65_536, help="Clips a step.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=1_000_000_000, help="Training steps in all.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, max=65_536, help="Clips a step.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and stop.")] = False,
-    seed: options.Seed = None,
+    seed: options.TrainingSeed = None,
     device: options.Device = options.DeviceName.auto,
     threads: options.Threads = None,
     json: options.Json = False,
