@@ -15,12 +15,21 @@ data), given x_t and the network's estimate of x_0. With abar the cumulative sig
         x_u = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) eps + sigma z
 
   eta = 1 is ancestral sampling with the posterior variance; eta = 0 is deterministic.
+
+* `dpm-solver++` (the multistep 2M of arXiv 2211.01095, algorithm 2), deterministic and of second order. With
+  lambda = log(abar / (1 - abar)) / 2, h = lambda' - lambda, and x_0^, lambda^ those of the step before:
+
+        r = (lambda - lambda^) / h,   D = (1 + 1 / (2 r)) x_0 - 1 / (2 r) x_0^
+        x_u = sqrt((1 - abar') / (1 - abar)) x_t - sqrt(abar') (exp(-h) - 1) D
+
+  The first step, and the last one (h is infinite), take D = x_0, which is DDIM with eta 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -33,11 +42,33 @@ Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, timestep (B,)) -> the netw
 Noise = Callable[[], Tensor]  # standard normal noise of x's shape, fresh at each call
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a step starts from.
+
+    Attributes:
+        x_t: the noisy video.
+        x_0: the network's estimate of the clean one.
+        abar: the cumulative signal at this timestep.
+        before: the estimate one step earlier; None at the first step.
+    """
+
+    x_t: Tensor
+    x_0: Tensor
+    abar: float
+    before: Estimate | None = None
+
+    @property
+    def log_snr(self) -> float:
+        """lambda, half the logarithm of the ratio of signal to noise."""
+        return 0.5 * math.log(self.abar / (1 - self.abar))
+
+
 class Step(Protocol):
     """A rule of the reverse process."""
 
-    def __call__(self, x_t: Tensor, x_0: Tensor, abar: float, abar_next: float, noise: Noise) -> Tensor:
-        """One step, from cumulative signal abar to abar_next: x_t and the estimate of x_0 -> x_u."""
+    def __call__(self, now: Estimate, abar_next: float, noise: Noise) -> Tensor:
+        """One step to the cumulative signal abar_next, which is 1 for the clean data: x_u."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +77,13 @@ class Ancestral:
 
     large: bool = True
 
-    def __call__(self, x_t: Tensor, x_0: Tensor, abar: float, abar_next: float, noise: Noise) -> Tensor:
+    def __call__(self, now: Estimate, abar_next: float, noise: Noise) -> Tensor:
         """See the module's equations. No noise is added on the way to the clean data."""
-        beta = 1 - abar / abar_next
-        mean = (abar_next**0.5 * beta * x_0 + (1 - beta) ** 0.5 * (1 - abar_next) * x_t) / (1 - abar)
+        beta = 1 - now.abar / abar_next
+        mean = (abar_next**0.5 * beta * now.x_0 + (1 - beta) ** 0.5 * (1 - abar_next) * now.x_t) / (1 - now.abar)
         if abar_next == 1:
             return mean
-        variance = beta if self.large else beta * (1 - abar_next) / (1 - abar)
+        variance = beta if self.large else beta * (1 - abar_next) / (1 - now.abar)
         return mean + variance**0.5 * noise()
 
 
@@ -62,15 +93,34 @@ class DDIM:
 
     eta: float = 0.0
 
-    def __call__(self, x_t: Tensor, x_0: Tensor, abar: float, abar_next: float, noise: Noise) -> Tensor:
+    def __call__(self, now: Estimate, abar_next: float, noise: Noise) -> Tensor:
         """See the module's equations."""
-        eps = (x_t - abar**0.5 * x_0) / (1 - abar) ** 0.5
-        sigma = self.eta * ((1 - abar_next) / (1 - abar) * (1 - abar / abar_next)) ** 0.5
-        x_u = abar_next**0.5 * x_0 + max(1 - abar_next - sigma**2, 0) ** 0.5 * eps
+        eps = (now.x_t - now.abar**0.5 * now.x_0) / (1 - now.abar) ** 0.5
+        sigma = self.eta * ((1 - abar_next) / (1 - now.abar) * (1 - now.abar / abar_next)) ** 0.5
+        x_u = abar_next**0.5 * now.x_0 + max(1 - abar_next - sigma**2, 0) ** 0.5 * eps
         return x_u + sigma * noise() if sigma else x_u
 
 
-DEFAULT_STEPS = {"ancestral": 250, "ddim": 25}
+@dataclass(frozen=True)
+class DPMSolver:
+    """DPM-Solver++(2M); with `order` 1 it is DDIM with eta 0."""
+
+    order: int = 2
+
+    def __call__(self, now: Estimate, abar_next: float, noise: Noise) -> Tensor:  # noqa: ARG002  (deterministic)
+        """See the module's equations."""
+        if abar_next == 1:
+            return now.x_0
+        h = 0.5 * math.log(abar_next / (1 - abar_next)) - now.log_snr
+        estimate = now.x_0
+        if self.order == 2 and now.before is not None:
+            half = 0.5 * h / (now.log_snr - now.before.log_snr)
+            estimate = (1 + half) * now.x_0 - half * now.before.x_0
+        scale = ((1 - abar_next) / (1 - now.abar)) ** 0.5
+        return scale * now.x_t - abar_next**0.5 * math.expm1(-h) * estimate
+
+
+DEFAULT_STEPS = {"ancestral": 250, "ddim": 25, "dpm-solver++": 20}
 
 
 def names() -> list[str]:
@@ -84,6 +134,8 @@ def make(name: str, eta: float = 0.0) -> Step:
         return Ancestral()
     if name == "ddim":
         return DDIM(eta)
+    if name == "dpm-solver++":
+        return DPMSolver()
     raise BadInput(f"unknown sampler {name!r}", did_you_mean(name, names()))
 
 
@@ -120,14 +172,15 @@ def sample(
         noise: gives the step's random numbers.
         clip: the estimate of x_0 is clipped to [-1, 1], the range of the data.
     """
-    x = x_T
+    x, now = x_T, None
     for position, t in enumerate(timesteps):
         timestep = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
         x_0 = process.predict_x_0(x, timestep, denoise(x, timestep))
         if clip:
             x_0 = x_0.clamp(-1, 1)
         last = position + 1 == len(timesteps)
-        abar = float(process.alphas_cumprod[t])
+        # Only one step of history is kept: the chain of estimates would otherwise hold every x of the run.
+        now = Estimate(x, x_0, float(process.alphas_cumprod[t]), replace(now, before=None) if now else None)
         abar_next = 1.0 if last else float(process.alphas_cumprod[timesteps[position + 1]])
-        x = step(x, x_0, abar, abar_next, noise)
+        x = step(now, abar_next, noise)
         yield x

@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -5,7 +8,7 @@ from fdm_cli import samplers
 from fdm_cli.config import DiffusionConfig
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput
-from fdm_cli.samplers import DDIM, Ancestral, choose_timesteps
+from fdm_cli.samplers import DDIM, Ancestral, DPMSolver, choose_timesteps
 
 
 def run(step, timesteps, process, denoise, clip=True, seed=0):
@@ -30,6 +33,41 @@ def test_ddim_with_eta_1_is_ancestral_with_the_posterior_variance():
     torch.testing.assert_close(run(DDIM(eta=1.0), timesteps, process, network), ancestral, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("count", [1, 2, 9, 50])
+def test_dpm_solver_of_first_order_is_ddim_with_eta_0(count):
+    process = Process(DiffusionConfig(timesteps=50))
+    timesteps = choose_timesteps(50, count)
+    ddim = run(DDIM(), timesteps, process, network)
+    torch.testing.assert_close(run(DPMSolver(order=1), timesteps, process, network), ddim, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("step", "order"), [(DDIM(), 1), (DPMSolver(), 2)])
+@pytest.mark.parametrize("std", [0.3, 0.5, 2.0])
+@pytest.mark.parametrize("parameterization", ["eps", "v"])
+def test_the_order_of_convergence(step, order, std, parameterization):
+    """Data N(0, std^2) has an exact denoiser, and the probability flow keeps x_t / sqrt(abar std^2 + 1 - abar)."""
+    process = Process(DiffusionConfig(parameterization=parameterization))
+
+    def spread(abar):
+        return (abar * std**2 + 1 - abar).sqrt()
+
+    def denoise(x_t, timestep):
+        abar = process.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1)
+        x_0 = abar.sqrt() * std**2 / spread(abar) ** 2 * x_t
+        eps = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt()
+        return process.target(x_0, timestep, eps)
+
+    x_T = torch.randn(1, 2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = x_T / spread(process.alphas_cumprod[-1]) * std
+    errors = []
+    for count in (64, 128, 256):
+        timesteps = choose_timesteps(1000, count)
+        *_, x_0 = samplers.sample(denoise, process, x_T, timesteps, step, torch.zeros_like, clip=False)
+        errors.append(float((x_0 - exact).abs().max()))
+    for coarse, fine in itertools.pairwise(errors):
+        assert abs(math.log2(coarse / fine) - order) < 0.25
+
+
 def test_ddim_with_eta_0_uses_no_noise():
     process = Process(DiffusionConfig())
 
@@ -41,7 +79,7 @@ def test_ddim_with_eta_0_uses_no_noise():
     assert len(steps) == 7
 
 
-@pytest.mark.parametrize("step", [Ancestral(), DDIM()])
+@pytest.mark.parametrize("step", [Ancestral(), DDIM(), DPMSolver()])
 @pytest.mark.parametrize("count", [1, 2, 10, 250])
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
 def test_a_perfect_network_gives_the_data_back(step, count, parameterization):

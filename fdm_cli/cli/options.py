@@ -75,7 +75,7 @@ Step = Annotated[
 NumSamples = Annotated[
     int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, side by side.")
 ]
-Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestral or ddim.")]
+Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim or dpm-solver++.")]
 SamplingSteps = Annotated[
     int | None,
     typer.Option(
