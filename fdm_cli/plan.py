@@ -171,7 +171,7 @@ class Plan:
             return explicit
         waves = self.stages.waves
         choosing = self._last_choosing
-        return choosing if explicit < 0 or waves[choosing] >= waves[explicit] else explicit
+        return choosing if explicit < 0 else max(explicit, choosing, key=lambda stage: (waves[stage], stage))
 
     def positions(self, stage: Stage, observed: Sequence[int]) -> tuple[int, ...]:
         """Where observed frames stand in time, as the network is to see them.
