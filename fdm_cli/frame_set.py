@@ -60,7 +60,7 @@ class FrameSet:
         """Adds the frames `start .. stop - 1`, of which none is in the set."""
         self._member[start:stop] = b"\1" * (stop - start)
         self.count += stop - start
-        for block in range(start // _BLOCK, (stop + _BLOCK - 1) // _BLOCK):
+        for block in range(start // _BLOCK, -(-stop // _BLOCK) if stop > start else 0):
             self._counts[block] += min(stop, (block + 1) * _BLOCK) - max(start, block * _BLOCK)
             self._summarize(block)
 
