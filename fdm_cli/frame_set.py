@@ -7,7 +7,7 @@ keeps that scan short however long the video is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _BLOCK = 4096
 
@@ -42,28 +42,36 @@ class FrameSet:
     def __contains__(self, frame: int) -> bool:
         return bool(self._member[frame])
 
-    def add(self, frames: Iterable[int]) -> None:
-        """Adds frames that are not in the set."""
+    def add(self, frames: Sequence[int]) -> None:
+        """Adds frames, sorted, that are not in the set."""
         member, counts = self._member, self._counts
+        self.count += len(frames)
         for frame in frames:
-            block = frame // _BLOCK
             member[frame] = 1
-            counts[block] += 1
-            self.count += 1
-            if counts[block] == 1:
-                self._any[block] = 1
-            if counts[block] == min(_BLOCK, self.length - block * _BLOCK):
-                self._full[block] = 1
+        if (first := frames[0] // _BLOCK) == frames[-1] // _BLOCK:
+            counts[first] += len(frames)
+            self._summarize(first)
+        else:
+            for frame in frames:
+                counts[frame // _BLOCK] += 1
+                self._summarize(frame // _BLOCK)
 
     def add_range(self, start: int, stop: int) -> None:
         """Adds the frames `start .. stop - 1`, of which none is in the set."""
         self._member[start:stop] = b"\1" * (stop - start)
         self.count += stop - start
-        for block in range(start // _BLOCK, (stop + _BLOCK - 1) // _BLOCK):
-            low, high = block * _BLOCK, min((block + 1) * _BLOCK, self.length)
-            self._counts[block] += min(stop, high) - max(start, low)
-            self._any[block] = 1
-            self._full[block] = self._counts[block] == high - low
+        for block in range(start // _BLOCK, -(-stop // _BLOCK) if stop > start else 0):
+            self._counts[block] += min(stop, (block + 1) * _BLOCK) - max(start, block * _BLOCK)
+            self._summarize(block)
+
+    def _summarize(self, block: int) -> None:
+        self._any[block] = 1
+        if self._counts[block] == min(_BLOCK, self.length - block * _BLOCK):
+            self._full[block] = 1
+
+    def count_of(self, frames: Iterable[int]) -> int:
+        """How many of the frames are in the set."""
+        return sum(map(self._member.__getitem__, frames))
 
     def next_in(self, frame: int) -> int:
         """The first member at `frame` or after it; -1 when there is none."""

@@ -171,7 +171,7 @@ class Plan:
             return explicit
         waves = self.stages.waves
         choosing = self._last_choosing
-        return choosing if explicit < 0 or waves[choosing] >= waves[explicit] else explicit
+        return choosing if explicit < 0 else max(explicit, choosing, key=lambda stage: (waves[stage], stage))
 
     def positions(self, stage: Stage, observed: Sequence[int]) -> tuple[int, ...]:
         """Where observed frames stand in time, as the network is to see them.
@@ -353,6 +353,11 @@ def _check_sizes(length: int, window: int, step: int) -> None:
         raise BadInput(f"the step must be from 1 to the window ({window} frames), not {step}")
 
 
+def _within(frames: list[int], length: int) -> bool:
+    """Whether sorted frames are all of the video, and each is there once."""
+    return frames[0] >= 0 and frames[-1] < length and len(set(frames)) == len(frames)
+
+
 def _too_large() -> BadInput:
     return BadInput(
         f"the plan is too large: its windows hold more than {MAX_PLACES:,} frames in all",
@@ -416,11 +421,7 @@ class _Draft:
         observed.sort()
         self._check(where, number, observed, latent, more)
         waves, makers, observers = self.waves_made, self.makers, self.observers
-        wave = self.wave_among if more else -1
-        for frame in observed:
-            if waves[frame] > wave:
-                wave = waves[frame]
-        wave += 1
+        wave = 1 + (self.wave_among if more else max(map(waves.__getitem__, observed), default=-1))
         self.board.known.add(latent)
         for frame in latent:
             waves[frame] = wave
@@ -448,19 +449,15 @@ class _Draft:
             )
         if not latent:
             raise BadInput(f"{where}: stage {number} makes no frame")
-        before = -1
-        for frame in latent:
-            if not before < frame < length or frame in known:
-                raise BadInput(f"{where}: stage {number}: frame {frame} is not a new frame of the video")
-            before = frame
-        before = -1
-        for frame in observed:
-            if not before < frame < length or frame not in visible:
-                raise BadInput(
-                    f"{where}: stage {number} observes frame {frame}, which is not known by then",
-                    "observe frames that are given or that an earlier round makes",
-                )
-            before = frame
+        if not _within(latent, length) or known.count_of(latent):
+            frame = next((f for f in latent if not 0 <= f < length or f in known), latent[0])
+            raise BadInput(f"{where}: stage {number}: frame {frame} is not a new frame of the video")
+        if observed and (not _within(observed, length) or visible.count_of(observed) < len(observed)):
+            frame = next((f for f in observed if not 0 <= f < length or f not in visible), observed[0])
+            raise BadInput(
+                f"{where}: stage {number} observes frame {frame}, which is not known by then",
+                "observe frames that are given or that an earlier round makes",
+            )
         self.places += len(observed) + len(latent)
         if self.places > MAX_PLACES:
             raise _too_large()

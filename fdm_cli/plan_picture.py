@@ -35,7 +35,7 @@ def write(plan: Plan, path: Path) -> None:
     """Writes the picture of a plan as PNG, whole or not at all; RunFailed when the disk refuses."""
     part = path.with_name(f".{path.name}.part")
     try:
-        imageio.imwrite(part, draw(plan), extension=".png")
+        imageio.imwrite(part, draw(plan), extension=".png", optimize=True)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

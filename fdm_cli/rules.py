@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Protocol
 
 from fdm_cli.errors import BadInput
@@ -209,12 +209,9 @@ def observe(board: Board, item: Round, latent: list[int]) -> tuple[list[int], in
         if rule.rule == "frames":
             chosen.update((frame, None) for part in rule.ranges for frame in _few(part, board))
             continue
-        if len(chosen) >= limit:
-            continue
-        for frame in _candidates(board, rule, latent, limit - len(chosen)):
-            chosen[frame] = None
-            if len(chosen) == limit:
-                break
+        candidates = iter(_candidates(board, rule, latent, limit - len(chosen)))
+        while (missing := limit - len(chosen)) > 0 and (found := list(islice(candidates, missing))):
+            chosen.update(dict.fromkeys(found))
     return list(chosen), 0
 
 
