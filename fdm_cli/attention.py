@@ -6,9 +6,14 @@ how `channels_last` convolutions leave them in memory: neither attention needs a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fdm_cli.group_norm import group_norm
 
 GROUPS = 32  # of every GroupNorm
 
@@ -20,17 +25,35 @@ def zero_(module: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(module.bias)
 
 
-def distance_features(frame_indices: Tensor) -> Tensor:
-    """Features of d = i_query - i_key: (log(1 + max(d, 0)), log(1 + max(-d, 0)), [d = 0]).
+@dataclass(frozen=True)
+class Distances:
+    """The distances between the frames of windows: features of each that occurs, and where it occurs.
 
-    Args:
-        frame_indices: (B, K) int64, positions in the video.
+    A window of K frames has K * K pairs but, where frames are evenly spaced, only 2 K - 1 distances. Depends on
+    nothing but the frame indices: made once per window, whatever the number of denoising steps.
 
-    Returns:
-        (B, K, K, 3) float32, query first. Depends on nothing else: computed once per window.
+    Attributes:
+        features: (U, 3), of d = i_query - i_key: (log(1 + max(d, 0)), log(1 + max(-d, 0)), [d = 0]).
+        index: (B, K, K) int64, query first: which of the U distances each pair has.
     """
-    d = (frame_indices[:, :, None] - frame_indices[:, None, :]).float()
-    return torch.stack([torch.log1p(d.clamp(min=0)), torch.log1p((-d).clamp(min=0)), (d == 0).float()], dim=-1)
+
+    features: Tensor
+    index: Tensor
+
+    @staticmethod
+    def between(frame_indices: Tensor) -> Distances:
+        """The distances of (B, K) int64 positions in the video."""
+        pairs = frame_indices[:, :, None] - frame_indices[:, None, :]
+        values, index = torch.unique(pairs, return_inverse=True)
+        d = values.float()
+        features = [torch.log1p(d.clamp(min=0)), torch.log1p((-d).clamp(min=0)), (d == 0).float()]
+        return Distances(torch.stack(features, dim=-1), index)
+
+
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a GroupNorm, which holds parameters here and computes nothing: see `group_norm`."""
+    norm = cast(nn.GroupNorm, norm)
+    return norm.weight, norm.bias
 
 
 class RelativePositionNet(nn.Module):
@@ -47,10 +70,12 @@ class RelativePositionNet(nn.Module):
         self.out = nn.Linear(channels, channels)
         zero_(self.out)
 
-    def forward(self, distances: Tensor, temb: Tensor) -> Tensor:
-        """(B, K, K, 3) and (B, E) -> (B, K, K, heads, C / heads)."""
-        hidden = self.embed_distances(distances) + self.embed_diffusion_time(temb)[:, None, None, :]
-        return self.out(F.silu(hidden)).unflatten(-1, (self.num_heads, -1))
+    def forward(self, distances: Distances, temb: Tensor) -> Tensor:
+        """Distances of K frames and (B, E) -> (B, K, K, heads, C / heads)."""
+        hidden = self.embed_distances(distances.features) + self.embed_diffusion_time(temb)[:, None, :]
+        vectors = self.out(F.silu(hidden)).unflatten(-1, (self.num_heads, -1))  # (B, U, heads, C / heads)
+        clip = torch.arange(len(temb), device=temb.device)[:, None, None]
+        return vectors[clip, distances.index]
 
 
 class RelativePosition(nn.Module):
@@ -60,7 +85,7 @@ class RelativePosition(nn.Module):
         super().__init__()
         self.rpe_net = RelativePositionNet(channels, num_heads, embedding)
 
-    def forward(self, distances: Tensor, temb: Tensor) -> Tensor:
+    def forward(self, distances: Distances, temb: Tensor) -> Tensor:
         """As RelativePositionNet."""
         return self.rpe_net(distances, temb)
 
@@ -88,16 +113,16 @@ class TemporalAttention(nn.Module):
         self.rpe_v = RelativePosition(channels, num_heads, embedding)
         zero_(self.proj_out)
 
-    def forward(self, x: Tensor, temb: Tensor, distances: Tensor, allowed: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor) -> Tensor:
         """(B, K, P, C) -> the same.
 
         Args:
             x: features.
             temb: (B, E) timestep embedding.
-            distances: (B, K, K, 3), see `distance_features`.
+            distances: of the windows' frames.
             allowed: (B, K, K) bool: whether frame i attends to frame j.
         """
-        normed = self._normalise(x)
+        normed = group_norm(x, *affine(self.norm), GROUPS)
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(3)  # (B, K, P, h, f)
         q = q * q.shape[-1] ** -0.5
         k_scaled = k * q.shape[-1] ** -0.5
@@ -109,13 +134,6 @@ class TemporalAttention(nn.Module):
         out = torch.einsum("bphij,bjphf->biphf", weights, v)
         out = out + torch.einsum("bphij,bijhf->biphf", weights, self.rpe_v(distances, temb))
         return (x if self.plain_residual else normed) + self.proj_out(out.flatten(3))
-
-    def _normalise(self, x: Tensor) -> Tensor:
-        b, k, p, c = x.shape
-        grouped = x.view(b, k, p, GROUPS, c // GROUPS)
-        variance, mean = torch.var_mean(grouped, dim=(1, 4), correction=0, keepdim=True)
-        normed = (grouped - mean) * torch.rsqrt(variance + self.norm.eps)
-        return torch.addcmul(self.norm.bias, normed.view(b, k, p, c), self.norm.weight)
 
 
 class SpatialAttention(nn.Module):
@@ -131,13 +149,11 @@ class SpatialAttention(nn.Module):
         zero_(self.proj_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(F, C, H, W) channels_last -> the same; F frames of any clips."""
-        normed = self.norm(x)
-        tokens = normed.permute(0, 2, 3, 1).flatten(1, 2)  # a view: (F, P, C)
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        """(F, P, C) -> the same; F frames of any clips."""
+        normed = group_norm(x[:, :, None], *affine(self.norm), GROUPS).squeeze(2)
+        q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out = self.proj_out(out).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return (x if self.plain_residual else normed) + out
+        return (x if self.plain_residual else normed) + self.proj_out(out)
 
 
 class FactorizedAttention(nn.Module):
@@ -149,7 +165,7 @@ class FactorizedAttention(nn.Module):
         self.spatial_attention = SpatialAttention(channels, num_heads, plain_residual)
 
     def forward(
-        self, x: Tensor, temb: Tensor, distances: Tensor, allowed: Tensor, keep: Tensor | None = None
+        self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor, keep: Tensor | None = None
     ) -> Tensor:
         """(B * K, C, H, W) channels_last -> the same, or (len(keep), C, H, W).
 
@@ -166,4 +182,4 @@ class FactorizedAttention(nn.Module):
         tokens = self.temporal_attention(tokens, temb, distances, allowed).flatten(0, 1)
         if keep is not None:
             tokens = tokens[keep]
-        return self.spatial_attention(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        return self.spatial_attention(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)

@@ -97,7 +97,7 @@ class Trainer:
             self.model = UNet(config).to(device)
         training = config.training
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
         self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
 

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fdm_cli.attention import GROUPS, FactorizedAttention, distance_features, zero_
+from fdm_cli.attention import GROUPS, Distances, FactorizedAttention, affine, zero_
 from fdm_cli.config import Config
+from fdm_cli.group_norm import group_norm
 
 
 def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
@@ -31,22 +32,60 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What a call needs to know of its frames, the same at every denoising step: made once per window.
+
+    Attributes:
+        observed: (B, K) bool.
+        allowed: (B, K, K) bool, which frame attends to which: real ones to real ones, padding to padding.
+        distances: between the frames.
+        clip_of_frame: (B * K,) int64, the clip that each frame belongs to.
+        latent_frames: the latent ones among the B * K frames, int64.
+    """
+
+    observed: Tensor
+    allowed: Tensor
+    distances: Distances
+    clip_of_frame: Tensor
+    latent_frames: Tensor
+
+    @staticmethod
+    def of(frame_indices: Tensor, observed_mask: Tensor, latent_mask: Tensor) -> Window:
+        """From (B, K) int64 positions in the video and (B, K) bool masks."""
+        clips, count = frame_indices.shape
+        real = observed_mask | latent_mask
+        return Window(
+            observed=observed_mask,
+            allowed=real[:, :, None] == real[:, None, :],
+            distances=Distances.between(frame_indices),
+            clip_of_frame=torch.arange(clips, device=frame_indices.device).repeat_interleave(count),
+            latent_frames=latent_mask.flatten().nonzero().squeeze(1),
+        )
+
+
+@dataclass(frozen=True)
 class Conditions:
     """What every block may look at.
 
     Attributes:
         temb: (B, E) timestep embedding.
         activated: (B, E) SiLU of it, which the residual blocks want.
-        clip_of_frame: (F,) int64, the clip that each frame of the current batch of frames belongs to.
-        distances: (B, K, K, 3) distance features of the window.
-        allowed: (B, K, K) bool, which frame attends to which.
+        window: the frames of the call.
+        clip_of_frame: (F,) int64, the clip that each frame that is still computed belongs to.
     """
 
     temb: Tensor
     activated: Tensor
+    window: Window
     clip_of_frame: Tensor
-    distances: Tensor
-    allowed: Tensor
+
+
+def norm_silu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """SiLU(scale * GroupNorm(x) + shift) of (F, C, H, W); scale and shift (F, C), or (C,) for all frames."""
+    frames, channels, height, width = x.shape
+    tokens = x.permute(0, 2, 3, 1).reshape(frames, height * width, 1, channels)  # a view of channels_last memory
+    tokens = group_norm(tokens, scale, shift, GROUPS, silu=True)
+    return tokens.view(frames, height, width, channels).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -69,14 +108,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
         """(F, C, H, W) -> (F, C', H, W)."""
-        norm, *rest = self.out_layers
-        scale_shift = self.emb_layers[1](conditions.activated)[conditions.clip_of_frame, :, None, None]
-        scale, shift = scale_shift.chunk(2, dim=1)
-        h = self.in_layers(x)
-        h = torch.addcmul(shift, norm(h), 1 + scale)
-        for layer in rest:
-            h = layer(h)
-        return self.skip_connection(x) + h
+        _, _, first_conv = self.in_layers
+        _, _, dropout, second_conv = self.out_layers
+        h = first_conv(norm_silu(x, *affine(self.in_layers[0])))
+        weight, bias = affine(self.out_layers[0])
+        scale, shift = self.emb_layers[1](conditions.activated).chunk(2, dim=1)
+        scale, shift = weight * (1 + scale), bias * (1 + scale) + shift
+        h = norm_silu(h, scale[conditions.clip_of_frame], shift[conditions.clip_of_frame])
+        return self.skip_connection(x) + second_conv(dropout(h))
 
 
 class Downsample(nn.Module):
@@ -175,6 +214,7 @@ class UNet(nn.Module):
         observed_mask: Tensor,
         latent_mask: Tensor,
         frames: Literal["latent", "all"] = "latent",
+        window: Window | None = None,
     ) -> Tensor:
         """Predicts the process's target.
 
@@ -186,27 +226,23 @@ class UNet(nn.Module):
             observed_mask: (B, K) bool.
             latent_mask: (B, K) bool; a frame that is neither is padding and attends only to padding.
             frames: with `latent`, the output on other frames is 0 and costs less; `all` computes them too.
+            window: made of the last three by `Window.of`, when they stay the same over several calls.
 
         Returns:
             (B, K, C, H, W).
         """
+        if window is None:
+            window = Window.of(frame_indices, observed_mask, latent_mask)
         clips, count = frame_indices.shape
-        flag = observed_mask[:, :, None, None, None]
+        flag = window.observed[:, :, None, None, None]
         h = torch.where(flag, x_0, x_t).flatten(0, 1)
         h = F.pixel_unshuffle(h, self.config.patch_size)
         flag_channel = flag.flatten(0, 1).to(h.dtype).expand(-1, 1, *h.shape[2:])
         h = torch.cat([h, flag_channel], dim=1).contiguous(memory_format=torch.channels_last)
 
         temb = self.time_embed(timestep_embedding(timestep * self.timestep_scale, self.config.model_channels))
-        real = observed_mask | latent_mask
-        conditions = Conditions(
-            temb=temb,
-            activated=F.silu(temb),
-            clip_of_frame=torch.arange(clips, device=h.device).repeat_interleave(count),
-            distances=distance_features(frame_indices).to(temb.dtype),
-            allowed=real[:, :, None] == real[:, None, :],
-        )
-        wanted = latent_mask.flatten().nonzero().squeeze(1) if frames == "latent" else None
+        conditions = Conditions(temb, F.silu(temb), window, window.clip_of_frame)
+        wanted = window.latent_frames if frames == "latent" else None
 
         skips = []
         for block in self.input_blocks:
@@ -218,7 +254,8 @@ class UNet(nn.Module):
             if len(skip) > len(h):
                 skip = skip[wanted]
             h, conditions = self._run(block, torch.cat([h, skip], dim=1), conditions, wanted)
-        h = F.pixel_shuffle(self.out(h), self.config.patch_size)
+        h = self.out[2](norm_silu(h, *affine(self.out[0])))
+        h = F.pixel_shuffle(h, self.config.patch_size)
         if wanted is not None:
             h = h.new_zeros(clips * count, *h.shape[1:]).index_copy(0, wanted, h)
         return h.view(clips, count, *h.shape[1:])
@@ -232,7 +269,7 @@ class UNet(nn.Module):
                 h = layer(h, conditions)
             elif isinstance(layer, FactorizedAttention):
                 keep = wanted if layer is self._last_attention[0] else None
-                h = layer(h, conditions.temb, conditions.distances, conditions.allowed, keep)
+                h = layer(h, conditions.temb, conditions.window.distances, conditions.window.allowed, keep)
                 if keep is not None:
                     conditions = replace(conditions, clip_of_frame=conditions.clip_of_frame[keep])
             else:

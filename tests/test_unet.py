@@ -4,15 +4,13 @@ import pytest
 import torch
 
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig
-from fdm_cli.unet import UNet
+from fdm_cli.unet import UNet, Window
 from tests.oracle import OracleUNet
 from tests.reference import ARCHITECTURES, GOLDEN, golden, network_weights
 
 
-def network(name: str, **changes) -> UNet:
-    figures = golden(name) if name in ("seed-micro", "seed-small", "fdm-official") else None
+def network(name: str, timesteps: int = 50, **changes) -> UNet:
     model = ModelConfig(window=16, **{**ARCHITECTURES[name], **changes})
-    timesteps = len(figures["betas"]) if figures else 1000
     diffusion = DiffusionConfig(timesteps=timesteps, rescale_timesteps=name == "fdm-official")
     torch.manual_seed(0)
     return UNet(Config(model=model, diffusion=diffusion)).eval()
@@ -47,7 +45,7 @@ def call(model, data, **options):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_predecessors_figures(name):
     figures = golden(name)
-    model = network(name)
+    model = network(name, timesteps=len(figures["betas"]))
     model.load_state_dict(network_weights(name))
     data = {key: figures[key] for key in inputs()}
     latent = figures["latent_mask"]
@@ -123,6 +121,15 @@ def test_only_differences_of_frame_indices_count_and_order_does_not():
         order = torch.randperm(6)
         shuffled = {key: value if key == "timestep" else value[:, order] for key, value in data.items()}
         torch.testing.assert_close(call(model, shuffled, frames="all"), expected[:, order], atol=1e-5, rtol=1e-4)
+
+
+def test_a_window_made_beforehand_changes_nothing():
+    model = network("seed-small", dropout=0.0)
+    randomise(model)
+    data = inputs()
+    window = Window.of(data["frame_indices"], data["observed_mask"], data["latent_mask"])
+    with torch.no_grad():
+        assert torch.equal(call(model, data, window=window), call(model, data))
 
 
 def test_patches_and_the_plain_residual():

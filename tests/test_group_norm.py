@@ -1,0 +1,45 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fdm_cli.group_norm import LARGE, group_norm
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("own_scale", [False, True])
+@pytest.mark.parametrize("size", [20, LARGE])
+def test_statistics_of_a_frame_are_those_of_pytorch(silu, own_scale, size):
+    x = torch.randn(3, size, 1, 32, dtype=torch.float64) * 3 + 2
+    scale, shift = (torch.randn(*((3, 32) if own_scale else (32,)), dtype=torch.float64) for _ in range(2))
+    expected = F.group_norm(x[:, :, 0].transpose(1, 2), 8).transpose(1, 2)[:, :, None]
+    expected = expected * scale.view(-1, 1, 1, 32) + shift.view(-1, 1, 1, 32)
+    torch.testing.assert_close(group_norm(x, scale, shift, 8, silu), F.silu(expected) if silu else expected)
+
+
+def test_statistics_of_a_pixel_over_time():
+    x = torch.randn(2, 6, 5, 32, dtype=torch.float64)
+    ones, zeros = torch.ones(32, dtype=torch.float64), torch.zeros(32, dtype=torch.float64)
+    expected = F.group_norm(x.permute(0, 2, 3, 1).reshape(10, 32, 6), 8)
+    expected = expected.reshape(2, 5, 32, 6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(group_norm(x, ones, zeros, 8), expected)
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("size", [(3, 4), (6, 1)])
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_gradients(silu, rows, size, by_kernel, monkeypatch):
+    monkeypatch.setattr("fdm_cli.group_norm.LARGE", 1 if by_kernel else LARGE)
+    inputs = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, *size, 8), (rows, 8), (rows, 8))
+    ]
+    assert torch.autograd.gradcheck(lambda x, scale, shift: group_norm(x, scale, shift, 4, silu), inputs)
+
+
+def test_a_constant_map_is_no_division_by_zero():
+    x = torch.full((1, 4, 1, 32), 3.0, requires_grad=True)
+    ones = torch.ones(32)
+    y = group_norm(x, ones, ones, 8, silu=True)
+    y.sum().backward()
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(x.grad).all()
