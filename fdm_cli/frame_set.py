@@ -7,7 +7,7 @@ keeps that scan short however long the video is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _BLOCK = 4096
 
@@ -92,6 +92,30 @@ class FrameSet:
         """The last frame before `frame` that is not in the set; -1 when there is none."""
         found = self._member.rfind(0, frame - _BLOCK if frame > _BLOCK else 0, frame)
         return found if found >= 0 else self._search_down(self._full, 0, 0, frame)
+
+    def upwards(self, frame: int, stop: int) -> Iterator[int]:
+        """The members from `frame` to below `stop`, upwards."""
+        find = self._member.find
+        while True:
+            found = find(1, frame, frame + _BLOCK)
+            if found < 0:
+                found = self._search_up(self._any, 1, 1, frame)
+            if not 0 <= found < stop:
+                return
+            yield found
+            frame = found + 1
+
+    def downwards(self, frame: int, stop: int) -> Iterator[int]:
+        """The members below `frame` but not below `stop`, downwards."""
+        rfind = self._member.rfind
+        while True:
+            found = rfind(1, frame - _BLOCK if frame > _BLOCK else 0, frame)
+            if found < 0:
+                found = self._search_down(self._any, 1, 1, frame)
+            if found < stop:
+                return
+            yield found
+            frame = found
 
     def count_between(self, start: int, stop: int) -> int:
         """How many members there are among `start .. stop - 1`."""

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import overload
 
+from fdm_cli import given as givens
 from fdm_cli import rules
 from fdm_cli.errors import BadInput
 from fdm_cli.frame_set import FrameSet
-from fdm_cli.scheme import Round, Scheme, frame_range
-from fdm_cli.yaml_file import Node
+from fdm_cli.scheme import Round, Scheme
 
 MAX_LENGTH = 100_000_000
 MAX_WINDOW = 4096
 MAX_PLACES = 20_000_000
-
-Span = range | tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +188,7 @@ def make(
     length: int | None = None,
     window: int | None = None,
     step: int | None = None,
-    given: Sequence[Span] = (),
+    given: Sequence[givens.Span] = (),
 ) -> Plan:
     """Makes the plan of a scheme.
 
@@ -205,13 +203,13 @@ def make(
         BadInput: impossible sizes; a scheme that breaks an invariant, with its line, the stage and the frame.
     """
     length = scheme.length if length is None else length
-    step = _default_step(scheme, window) if step is None else step
+    step = givens.default_step(scheme, window) if step is None else step
     window = scheme.window if window is None else window
     _check_sizes(length, window, step)
-    spans = merge(given, length)
+    spans = givens.merge(given, length)
     if not spans and scheme.start is None:
-        example = format_given(example_given(scheme, length=length, window=window, step=step))
-        raise BadInput(f"{scheme.name} needs given frames ({_WHERE_GIVEN[scheme.given]})", f"--given {example}")
+        example = givens.as_typed(givens.example(scheme, length=length, window=window, step=step))
+        raise BadInput(f"{scheme.name} needs given frames ({givens.WHERE[scheme.given]})", f"--given {example}")
     if length - sum(stop - start for start, stop in spans) > MAX_PLACES:
         raise _too_large()
     draft = _Draft(scheme, length, window, step, spans)
@@ -219,130 +217,6 @@ def make(
         if spans or not item.only_given:
             draft.run(item)
     return draft.finish()
-
-
-def place_given(scheme: Scheme, count: int, length: int, until: int = 0) -> tuple[tuple[int, int], ...]:
-    """Where a clip's frames stand in the video, as the scheme says.
-
-    Args:
-        scheme: its `given` decides.
-        count: how many frames the clip has.
-        length: N, the frames of the whole video.
-        until: how many frames a second clip has, for `ends`; they stand last.
-
-    Raises:
-        BadInput: more frames than the video has.
-    """
-    if count + until > length:
-        raise BadInput(
-            f"{count + until} given frames do not fit into a video of {length} frames",
-            "the length counts the given frames too",
-        )
-    spans: list[Span] = [(0, count)]
-    if scheme.given == "last":
-        spans = [(length - count, length)]
-    elif scheme.given == "spread" and count > 1:
-        spans = [(at, at + 1) for at in (i * (length - 1) // (count - 1) for i in range(count))]
-    if until:
-        spans.append((length - until, length))
-    return merge([span for span in spans if span[0] < span[1]], length)
-
-
-def example_given(
-    scheme: Scheme, *, length: int | None = None, window: int | None = None, step: int | None = None
-) -> tuple[tuple[int, int], ...]:
-    """Given frames as the scheme expects them, to look at its plan without having any; () when it needs none."""
-    if scheme.start is not None:
-        return ()
-    length = length or scheme.length
-    step = _default_step(scheme, window) if step is None else step
-    few = max(1, min(step, length // 4))
-    if scheme.given == "spread":
-        return merge([range(0, length, max(2, step)), (length - 1, length)], length)
-    return place_given(scheme, few, length, until=few if scheme.given == "ends" and length > 1 else 0)
-
-
-def format_given(given: Sequence[tuple[int, int]]) -> str:
-    """Given frames as `--given` takes them; single frames equally far apart become one range."""
-    parts: list[str] = []
-    at = 0
-    while at < len(given):
-        start, stop = given[at]
-        end = at + 1
-        if stop - start == 1 and end < len(given):
-            step = given[end][0] - start
-            while end < len(given) and given[end] == (start + (end - at) * step, start + (end - at) * step + 1):
-                end += 1
-        if end - at > 2:
-            parts.append(f"{start}:{given[end - 1][1]}:{step}")
-        else:
-            parts.append(f"{start}:{stop}")
-            end = at + 1
-        at = end
-    return ",".join(parts)
-
-
-def parse_given(text: str, length: int) -> tuple[tuple[int, int], ...]:
-    """Given frames as they are typed: `8` is the first eight, `0:8,152:160` ranges, `::10` every tenth frame.
-
-    Raises:
-        BadInput: anything else, or frames outside of a video of `length` frames.
-    """
-    spans: list[Span] = []
-    for part in text.split(","):
-        if part.strip().isascii() and part.strip().isdigit() and len(part) < 12:
-            count = int(part)
-            spans.extend([(0, count)] if count else [])
-            continue
-        frames = frame_range(Node(part, "--given"))
-        if frames.step == 0 or max(frames.stop or 0, frames.start or 0) > length:
-            raise BadInput(
-                f"--given: {part.strip()} is outside of a video of {length} frames",
-                "the length counts the given frames too",
-            )
-        spans.append(frames.frames(length))
-    return merge(spans, length)
-
-
-def merge(given: Sequence[Span], length: int) -> tuple[tuple[int, int], ...]:
-    """Ranges sorted and joined where they touch; BadInput when one leaves a video of `length` frames."""
-    pairs: list[tuple[int, int]] = []
-    for span in given:
-        if isinstance(span, range) and span.step != 1:
-            pairs.extend((frame, frame + 1) for frame in span)
-            continue
-        if isinstance(span, range):
-            pairs.append((span.start, span.stop))
-        else:
-            pairs.append(span)
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(pairs):
-        if start >= stop:
-            raise BadInput(f"given frames {start}:{stop}: an empty range", "start:stop, stop not included")
-        if start < 0 or stop > length:
-            raise BadInput(
-                f"given frames {start}:{stop} are outside of a video of {length} frames",
-                "the length counts the given frames too",
-            )
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return tuple(merged)
-
-
-_WHERE_GIVEN = {
-    "first": "at the start",
-    "last": "at the end",
-    "ends": "at the start and at the end",
-    "spread": "spread over the video",
-    "closed": "at the start",
-}
-
-
-def _default_step(scheme: Scheme, window: int | None) -> int:
-    """The scheme's step or, of another window, the same share."""
-    return scheme.step if window is None else max(1, scheme.step * window // scheme.window)
 
 
 def _check_sizes(length: int, window: int, step: int) -> None:
@@ -485,7 +359,7 @@ class _Draft:
             raise BadInput(
                 f"{scheme.where}: {scheme.name} never makes frame {missing} "
                 f"({count:,} of {board.length:,} frames remain after stage {len(self.stages) - 1})",
-                f"its given frames stand {_WHERE_GIVEN[scheme.given]}"
+                f"its given frames stand {givens.WHERE[scheme.given]}"
                 if self.given
                 else "a shorter --length, or a round that makes the rest",
             )

@@ -13,7 +13,7 @@ from imageio import v3 as imageio
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fdm_cli.errors import RunFailed
+from fdm_cli.files import replacing
 from fdm_cli.plan import Plan
 
 UNKNOWN = (244, 245, 247)
@@ -33,13 +33,8 @@ _FONT_SIZE = 15
 
 def write(plan: Plan, path: Path) -> None:
     """Writes the picture of a plan as PNG, whole or not at all; RunFailed when the disk refuses."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as part:
         imageio.imwrite(part, draw(plan), extension=".png", optimize=True)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunFailed(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def draw(plan: Plan) -> NDArray[np.uint8]:

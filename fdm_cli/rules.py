@@ -236,7 +236,7 @@ def _diverse(board: Board, chosen: list[int], wanted: int) -> tuple[list[int], i
     others = board.visible.count - len(chosen)
     if others > wanted:
         return chosen, max(0, wanted)
-    return list(_up(board, 0, board.length)), 0
+    return list(board.visible.upwards(0, board.length)), 0
 
 
 def _candidates(board: Board, rule: Observe, latent: list[int], count: int) -> Iterable[int]:
@@ -247,44 +247,28 @@ def _candidates(board: Board, rule: Observe, latent: list[int], count: int) -> I
     if rule.rule == "after":
         return _after(board, first, last)
     if rule.rule == "between":
-        return _up(board, first + 1, last)
+        return board.visible.upwards(first + 1, last)
     if rule.rule == "nearest":
-        return chain(_up(board, first + 1, last), _nearest(board, first, last))
+        return chain(board.visible.upwards(first + 1, last), _nearest(board, first, last))
     if rule.rule == "latest":
-        return _down(board, board.length, 0)
+        return board.visible.downwards(board.length, 0)
     if rule.rule == "origin":
         return reversed(board.origin)
     return _spread_known(board, count)
 
 
-def _up(board: Board, frame: int, stop: int) -> Iterator[int]:
-    """Known frames from `frame` up, below `stop`."""
-    frame = board.visible.next_in(frame)
-    while 0 <= frame < stop:
-        yield frame
-        frame = board.visible.next_in(frame + 1)
-
-
-def _down(board: Board, frame: int, stop: int) -> Iterator[int]:
-    """Known frames below `frame`, downwards, not below `stop`."""
-    frame = board.visible.previous_in(frame)
-    while frame >= stop:
-        yield frame
-        frame = board.visible.previous_in(frame)
-
-
 def _before(board: Board, first: int, last: int) -> Iterator[int]:
     """Known frames before the window, the nearest first; on a circle those beyond the start follow."""
-    yield from _down(board, first, 0)
-    if board.closed:
-        yield from _down(board, board.length, last + 1)
+    known = board.visible
+    found = known.downwards(first, 0)
+    return chain(found, known.downwards(board.length, last + 1)) if board.closed else found
 
 
 def _after(board: Board, first: int, last: int) -> Iterator[int]:
     """Known frames after the window, the nearest first; on a circle those beyond the end follow."""
-    yield from _up(board, last + 1, board.length)
-    if board.closed:
-        yield from _up(board, 0, first)
+    known = board.visible
+    found = known.upwards(last + 1, board.length)
+    return chain(found, known.upwards(0, first)) if board.closed else found
 
 
 def _nearest(board: Board, first: int, last: int) -> Iterator[int]:

@@ -6,6 +6,7 @@ Every picture is made by the planner itself, and `test_scheme.py` fails when the
 from pathlib import Path
 from textwrap import fill, indent
 
+from fdm_cli import given as givens
 from fdm_cli import plan, plan_picture, scheme, yaml_file
 from fdm_cli.cli.timeline import UNICODE, timeline
 
@@ -137,7 +138,7 @@ def _rule(name: str, text: str, lines: str, given: str) -> str:
     rounds = [lines, "generate: gaps", "generate: next", "generate: previous"]
     items = "".join("  - " + indent(item, "    ").strip() + "\n" for item in rounds)
     node = yaml_file.parse(f"length: 40\nwindow: 8\nstep: 4\nrounds:\n{items}", name)
-    made = plan.make(scheme.from_node(node, name), given=plan.parse_given(given, 40))
+    made = plan.make(scheme.from_node(node, name), given=givens.parse(given, 40))
     picture = timeline(made, 60, UNICODE)
     return f"### {name}\n\n{fill(text, 118)}\n\n```yaml\n{lines}\n```\n\n```text\n{picture}\n```\n"
 
@@ -145,7 +146,7 @@ def _rule(name: str, text: str, lines: str, given: str) -> str:
 def picture_plan(name: str) -> plan.Plan:
     """The plan that a shipped scheme's picture shows."""
     of = scheme.load(name)
-    return plan.make(of, given=plan.example_given(of))
+    return plan.make(of, given=givens.example(of))
 
 
 if __name__ == "__main__":

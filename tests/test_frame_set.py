@@ -31,6 +31,8 @@ def test_finds_what_a_plain_set_finds(length, data):
             others = set(range(length)) - plain
             assert known.next_out(frame) == min((f for f in others if f >= frame), default=-1)
             assert known.previous_out(frame) == max((f for f in others if f < frame), default=-1)
+            assert list(known.upwards(frame, length - 3)) == [f for f in sorted(plain) if frame <= f < length - 3]
+            assert list(known.downwards(frame, 3)) == [f for f in sorted(plain, reverse=True) if 3 <= f < frame]
             assert known.count_between(frame, length) == len([f for f in plain if f >= frame])
     finally:
         frame_set._BLOCK = blocks

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from fdm_cli import given as givens
 from fdm_cli import plan, scheme, yaml_file
 from fdm_cli.errors import BadInput
 from fdm_cli.scheme import Amount, FrameRange, Scheme
@@ -168,7 +169,7 @@ def test_mutated_files_never_crash():
             mutant = text[:at] + letters.choice("abc019:-{}[]&*!%\"'\n \t") + text[at + letters.randrange(3) :]
             try:
                 of = read(mutant)
-                plan.make(of, given=plan.example_given(of))
+                plan.make(of, given=givens.example(of))
             except BadInput as error:
                 assert error.message  # noqa: PT017
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fdm_cli import given as givens
 from fdm_cli import plan as planner
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
@@ -106,7 +107,7 @@ def describe(plan: Plan, clip_length: int | None = None) -> str:
     if clip_length is not None:
         fits = plan.reach < clip_length
         reach += f" ({'within' if fits else 'beyond'} the {clip_length:,} frames of a training clip)"
-    given = f", given {_shorten(planner.format_given(plan.given))}" if plan.given else ""
+    given = f", given {_shorten(givens.as_typed(plan.given))}" if plan.given else ""
     return (
         f"{plan.scheme}: {_plural(plan.length, 'frame')}, window {plan.window}, step {plan.step}{given}\n"
         f"{_plural(plan.calls, 'call')} in {_plural(plan.waves, 'wave')}, "
@@ -126,11 +127,11 @@ def _make(
     scheme = schemes.load(name)
     frames = scheme.length if length is None else length
     if given is None:
-        spans = planner.example_given(scheme, length=length, window=window, step=step)
+        spans = givens.example(scheme, length=length, window=window, step=step)
         if spans:
-            output.note(f"{scheme.name} needs given frames; shown with --given {planner.format_given(spans)}")
+            output.note(f"{scheme.name} needs given frames; shown with --given {givens.as_typed(spans)}")
     else:
-        spans = planner.parse_given(given, frames)
+        spans = givens.parse(given, frames)
     return planner.make(scheme, length=length, window=window, step=step, given=spans)
 
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from fdm_cli import plan, scheme
+from fdm_cli.cli.inspect_scheme import describe
 
 FORBIDDEN = {"torch", "imageio", "numpy", "PIL", "rich"}
 
@@ -185,7 +186,7 @@ def test_a_plot_that_cannot_be_written_leaves_nothing(tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 1
-    assert "cannot write plan.png" in done.stderr
+    assert "no space left to write plan.png" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -228,3 +229,9 @@ def test_summarises_a_million_frames():
     done = fdm("hierarchy-3", "--length", "1000000", "--summary")
     assert "125,000 calls in 124,669 waves" in done.stdout
     assert time.perf_counter() - start < 20  # the planner's own limit of 10 s is measured in processor time
+
+
+def test_the_reach_is_compared_with_the_training_clips():
+    made = plan.make(scheme.load("autoregressive"))
+    assert "reach 15 frames (within the 16 frames of a training clip)" in describe(made, clip_length=16)
+    assert "reach 15 frames (beyond the 15 frames of a training clip)" in describe(made, clip_length=15)
