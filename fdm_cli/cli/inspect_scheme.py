@@ -25,17 +25,22 @@ def inspect_scheme(
         str | None, typer.Argument(metavar="[SCHEME]", help="A shipped scheme or a YAML file; without one, a list.")
     ] = None,
     length: Annotated[
-        int | None, typer.Option("--length", min=1, max=MAX_FRAMES, help="Frames of the whole video, given ones too.")
+        int | None,
+        typer.Option("--length", metavar="N", min=1, max=MAX_FRAMES, help="Frames of the whole video, given ones too."),
     ] = None,
     window: Annotated[
-        int | None, typer.Option("--window", min=1, max=MAX_WINDOW, help="Frames per network call.")
+        int | None, typer.Option("--window", metavar="N", min=1, max=MAX_WINDOW, help="Frames per network call.")
     ] = None,
     step: Annotated[
-        int | None, typer.Option("--step", min=1, max=MAX_WINDOW, help="New frames per network call.")
+        int | None, typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames per network call.")
     ] = None,
     given: Annotated[
         str | None,
         typer.Option("--given", metavar="FRAMES", help="Frames that exist: 8 (the first 8), or 0:8,152:160, or ::10."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="FILE", help="Plan for this model: its window, its training clips."),
     ] = None,
     summary: Annotated[bool, typer.Option("--summary", help="No picture, and no stages in the JSON.")] = False,
     as_json: Json = False,
@@ -48,16 +53,24 @@ def inspect_scheme(
 ) -> None:
     """Show which frames each network call of a scheme generates and which it looks at.
 
-    Needs no model. The same plan is what sample and extend execute.
+    Needs no model; --checkpoint says whether the scheme reaches further than a model has seen.
+    The same plan is what sample and extend execute.
     """
     output = Output(as_json, quiet)
     if name is None:
-        if any(value is not None for value in (length, window, step, given, plot)) or summary:
+        if any(value is not None for value in (length, window, step, given, checkpoint, plot)) or summary:
             raise BadInput("which scheme?", "known: " + ", ".join(schemes.names()))
         _list_schemes(output)
         return
     if plot is not None:
         _check_plot(plot, force)
+    clip_length = None
+    if checkpoint is not None:
+        schemes.load(name)  # a misspelt name is said before torch is loaded
+        from fdm_cli.checkpoint import load_checkpoint
+
+        config = load_checkpoint(checkpoint).config
+        window, clip_length = window or config.model.window, config.data.clip_length
     plan = _make(name, length, window, step, given, output)
     if plot is not None:
         from fdm_cli.plan_picture import write
@@ -65,9 +78,11 @@ def inspect_scheme(
         write(plan, plot)
         output.note(f"wrote {plot}")
     if as_json:
-        output.result(as_data(plan, with_stages=not summary), "")
+        model = {} if clip_length is None else {"reach": plan.reach, "clip_length": clip_length}
+        output.result({**as_data(plan, with_stages=not summary), **model}, "")
     else:
-        output.result({}, describe(plan) if summary else f"{picture(plan)}\n\n{describe(plan)}")
+        words = describe(plan, clip_length)
+        output.result({}, words if summary else f"{picture(plan)}\n\n{words}")
 
 
 def as_data(plan: Plan, *, with_stages: bool = True) -> dict[str, Any]:
