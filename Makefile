@@ -9,8 +9,14 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: .venv/installed        ## train a tiny model, sample 160 frames, continue a clip
-	$(BIN)/python -m tests.demo
+demo: .venv/installed        ## train a tiny model on real digits, sample 160 frames, continue a clip
+	rm -rf demo && mkdir demo
+	$(BIN)/fdm train --preset micro --batch-size 8 --steps 800 --run demo/run
+	$(BIN)/fdm sample --checkpoint demo/run/checkpoints/step-00000800.pt --scheme autoregressive --length 160 \
+	  --output demo/sample.gif --sheet
+	$(BIN)/fdm extend tests/data/one-digit.gif --checkpoint demo/run/checkpoints/step-00000800.pt --length 64 \
+	  --output demo/extended.gif --sheet
+	@echo "the model, the videos and their contact sheets (*.sheet.png) are in demo/"
 
 test: .venv/installed        ## the complete tests
 	$(BIN)/python -m pytest

@@ -89,7 +89,7 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         "sample", "--checkpoint", micro_checkpoint, "--scheme", "hierarchy-2", "--length", 60, "--dry-run", cwd=tmp_path
     )
     assert "warning: the scheme reaches" in done.stderr
-    assert "clips of 30" in done.stderr
+    assert "clips of 20" in done.stderr
 
 
 def test_without_a_checkpoint_it_says_how_to_train_one(tmp_path):

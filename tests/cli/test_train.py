@@ -14,7 +14,8 @@ from tests.conftest import ROOT, fdm
 
 pytestmark = pytest.mark.slow
 
-MICRO = ("train", "--preset", "micro", "--steps", 6, "--set", "training.checkpoint_every=2", "--seed", 3)
+MICRO = ("train", "--preset", "micro", "--steps", 6, "--set", "training.checkpoint_every=2", "--set",
+         "model.dropout=0.1", "--seed", 3)  # fmt: skip
 
 
 def weights(run, step=6):
