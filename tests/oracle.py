@@ -72,8 +72,8 @@ class SpatialAttention(nn.Module):
     """Each frame's pixels attend to each other.
 
     n = GroupNorm(x) with statistics of one frame; q, k, v = W n, the 3C outputs ordered (q, k, v) x head x channel;
-    a_ij = softmax_j(q_i . k_j / sqrt(d)); the result is n_i + W_out sum_j a_ij v_j:
-    the residual adds to the *normalised* input.
+    a_ij = softmax_j(q_i . k_j / sqrt(d)); o_i = sum_j a_ij v_j, torch's scaled dot product attention;
+    the result is n_i + W_out o_i: the residual adds to the *normalised* input.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -85,12 +85,12 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B*K, C, H, W) -> the same shape."""
-        normed = self.norm(x).flatten(2).transpose(1, 2)  # (B*K, pixels, C)
-        q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        scores = torch.einsum("fihd,fjhd->fhij", q * q.shape[-1] ** -0.5, k)
-        mixed = torch.einsum("fhij,fjhd->fihd", scores.softmax(dim=-1), v)
-        result = normed + self.proj_out(mixed.flatten(-2))
-        return result.transpose(1, 2).reshape(x.shape)
+        normed = self.norm(x).flatten(2)  # (B*K, C, pixels)
+        qkv = self.qkv(normed.transpose(1, 2).contiguous())
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)  # (B*K, heads, pixels, d)
+        result = normed + self.proj_out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2)
+        return result.view(x.shape)
 
 
 class TemporalAttention(nn.Module):
@@ -119,20 +119,20 @@ class TemporalAttention(nn.Module):
         """(B*K, C, H, W), (B, E), (B, K, K, 3), (B, K, K) bool -> (B*K, C, H, W)."""
         (B, K), (_, C, H, W) = may_attend.shape[:2], x.shape
         pixels = x.view(B, K, C, H * W).permute(0, 3, 2, 1).reshape(B * H * W, C, K)
-        normed = self.norm(pixels).transpose(1, 2).reshape(B, H * W, K, C)
+        normed = self.norm(pixels).transpose(1, 2).contiguous().view(B, H * W, K, C)
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # (B, pixels, K, heads, d)
-        scale = q.shape[-1] ** -0.5
         rq, rk, rv = (rpe(features, tau) for rpe in (self.rpe_q, self.rpe_k, self.rpe_v))
 
-        scores = torch.einsum("bpihd,bpjhd->bphij", q * scale, k)
-        scores = scores + torch.einsum("bpihd,bijhd->bphij", q * scale, rk)
-        scores = scores + torch.einsum("bpjhd,bjihd->bphij", k * scale, rq)
+        scores = torch.einsum("bpihd,bpjhd->bphij", q, k)
+        scores = scores + torch.einsum("bpihd,bijhd->bphij", q, rk)
+        scores = scores + torch.einsum("bpjhd,bjihd->bphij", k, rq)
+        scores = scores / math.sqrt(q.shape[-1])
         weights = scores.masked_fill(~may_attend[:, None, None], -math.inf).softmax(dim=-1)
         mixed = torch.einsum("bphij,bpjhd->bpihd", weights, v)
         mixed = mixed + torch.einsum("bphij,bijhd->bpihd", weights, rv)
 
         result = normed + self.proj_out(mixed.flatten(-2))
-        return result.permute(0, 2, 3, 1).reshape(x.shape)
+        return result.permute(0, 2, 3, 1).contiguous().view(x.shape)
 
 
 class FactorizedAttention(nn.Module):
@@ -171,7 +171,7 @@ class ResidualBlock(nn.Module):
         frames_per_clip = x.shape[0] // tau.shape[0]
         scale, shift = self.emb_layers(tau).repeat_interleave(frames_per_clip, dim=0)[:, :, None, None].chunk(2, dim=1)
         norm, *rest = self.out_layers
-        h = norm(self.in_layers(x)) * (1 + scale) + shift
+        h = torch.addcmul(shift, 1 + scale, norm(self.in_layers(x)))
         for layer in rest:
             h = layer(h)
         return self.skip_connection(x) + h

@@ -90,3 +90,17 @@ def test_ancestral_chain(name: str) -> None:
     with torch.no_grad():
         x_0 = process.chain(figures["chain_x_T"], figures["chain_noise"], predict_eps)
     assert_near(x_0, figures["chain_x_0"], atol=1e-3)
+
+
+def test_convolutions_see_contiguous_frames() -> None:
+    """An honest yardstick for speed: one layout throughout, never a convolution in a format that it must convert."""
+    figures, network = golden("seed-micro"), oracle("seed-micro")
+    inputs = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    for clips in (1, 2):
+        names = ("x_t", "timestep", "x_0", "frame_indices", "observed_mask", "latent_mask")
+        network(*(figures[name][:clips] for name in names))
+    assert inputs
+    assert all(frames.is_contiguous() for frames in inputs)
