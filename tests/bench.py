@@ -1,4 +1,4 @@
-"""Measures what the README claims: `make bench`.
+"""Measures what the README claims: `make bench`, or `python -m tests.bench PART ...`.
 
 Two things that are compared run in turn, and the ratio of their medians is what counts: the machine may be
 shared. Prints one line a figure.
@@ -8,10 +8,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FDM = str(Path(sys.executable).parent / "fdm")
+GB = 1e9
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -21,23 +22,143 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Medians of two things, run alternately after a warm-up each."""
-    first(), second()
-    pairs = [(seconds(first), seconds(second)) for _ in range(rounds)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+def in_turn(rounds: int, *things: Callable[[], object]) -> list[float]:
+    """Median seconds of each thing; they run alternately, after a warm-up each."""
+    for work in things:
+        work()
+    times = [[seconds(work) for work in things] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def start_up() -> None:
     """The commands that answer without torch, beside a bare interpreter."""
     for arguments in (["--help"], ["inspect-scheme", "autoregressive", "--length", "160"]):
         ours, bare = in_turn(
+            9,
             lambda arguments=arguments: subprocess.run([FDM, *arguments], capture_output=True, check=True),
             lambda: subprocess.run([sys.executable, "-c", "pass"], capture_output=True, check=True),
-            rounds=9,
         )
-        print(f"start-up     fdm {' '.join(arguments):46s} {ours:6.3f} s   python -c pass {bare:6.3f} s")
+        print(f"start-up: fdm {' '.join(arguments)}: {ours:.3f} s; python -c pass: {bare:.3f} s")
 
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that the allocator had handed out at once while `work` ran, beyond what it had before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def network() -> None:
+    """A sampling call and a training step against the plain implementation in the tests."""
+    import torch
+
+    print(f"network: {torch.get_num_threads()} threads, fp32, B = 1, K = 16, 32 x 32")
+    compare_with_plain("seed-preset", calls=9, steps=5)
+    compare_with_plain("seed-preset-32", calls=25, steps=15)
+
+
+def compare_with_plain(name: str, calls: int, steps: int) -> None:
+    """Prints time and memory of both networks, and how good a yardstick the plain one is."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fdm_cli.config import Config, ModelConfig
+    from fdm_cli.diffusion import Process
+    from fdm_cli.unet import UNet, Window
+    from tests.oracle import OracleUNet
+    from tests.reference import ARCHITECTURES
+
+    torch.manual_seed(0)
+    ours, plain = UNet(Config(model=ModelConfig(**ARCHITECTURES[name]))), OracleUNet(**ARCHITECTURES[name])
+    inputs = _sampling_call()
+    window = Window.of(inputs["frame_indices"], inputs["observed_mask"], inputs["latent_mask"])
+    conv, maps = torch.nn.Conv2d(128, 128, 3, padding=1), torch.randn(16, 128, 32, 32)
+    ours.eval(), plain.eval()
+    with torch.inference_mode():
+        mine, other, bare = in_turn(
+            calls, lambda: ours(**inputs, window=window), lambda: plain(**inputs), lambda: conv(maps)
+        )
+        with FlopCounterMode(display=False) as counter:
+            plain(**inputs)
+    rate, bare_rate = counter.get_total_flops() / other / 1e9, 2 * 9 * 128 * maps.numel() / bare / 1e9
+    print(f"{name}: sampling call, 8 observed + 8 latent: {mine:.3f} s; plain {other:.3f} s; ratio {mine / other:.2f}")
+    print(
+        f"{name}: plain: {counter.get_total_flops() / 1e9:.0f} GFLOP at {rate:.0f} GFLOP/s, "
+        f"{rate / bare_rate:.2f} of a bare 3x3 convolution ({bare_rate:.0f} GFLOP/s)"
+    )
+
+    process, draws = Process(Config().diffusion), _training_draws()
+    ours.train(), plain.train()
+    mine_step, other_step = (
+        _training_step(model, torch.optim.AdamW(model.parameters(), fused=True), process, draws)
+        for model in (ours, plain)
+    )
+    mine, other = in_turn(steps, mine_step, other_step)
+    print(f"{name}: training step, paper's masks: {mine:.2f} s; plain {other:.2f} s; ratio {mine / other:.2f}")
+    mine, other = (max(peak_bytes(step) for _ in range(3)) / GB for step in (mine_step, other_step))
+    print(f"{name}: training, peak memory: {mine:.2f} GB; plain {other:.2f} GB; ratio {mine / other:.2f}")
+
+
+def _sampling_call() -> dict:
+    import torch
+
+    observed = (torch.arange(16) < 8)[None]
+    video = torch.randn(1, 16, 1, 32, 32)
+    return {
+        "x_t": video,
+        "timestep": torch.tensor([500]),
+        "x_0": video,
+        "frame_indices": torch.arange(16)[None],
+        "observed_mask": observed,
+        "latent_mask": ~observed,
+    }
+
+
+def _training_draws() -> list:
+    """Batches of noise with the paper's masks; every model takes them in the same order."""
+    import torch
+
+    from fdm_cli.masks import sample_masks
+
+    generator = torch.Generator().manual_seed(0)
+    draws = []
+    for _ in range(30):
+        masks = sample_masks(30, 16, generator)
+        x_0, eps = (torch.randn(1, 16, 1, 32, 32, generator=generator) for _ in range(2))
+        draws.append((masks, x_0, eps, torch.randint(1000, (1,), generator=generator)))
+    return draws
+
+
+def _training_step(model, optimizer, process, draws) -> Callable[[], None]:
+    batches: Iterator = iter(draws * 10)
+
+    def step() -> None:
+        masks, x_0, eps, timestep = next(batches)
+        latent = masks.latent[None]
+        output = model(
+            x_t=process.q_sample(x_0, timestep, eps),
+            timestep=timestep,
+            x_0=x_0,
+            frame_indices=masks.frame_indices[None],
+            observed_mask=masks.observed[None],
+            latent_mask=latent,
+        )
+        optimizer.zero_grad()
+        process.loss(x_0, timestep, eps, output, latent).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+PARTS = {"start-up": start_up, "network": network}
 
 if __name__ == "__main__":
-    start_up()
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()
