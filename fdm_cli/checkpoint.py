@@ -1,17 +1,21 @@
 """Checkpoint files: self-describing, written whole or not at all, checked when read.
 
-A file is a zip that `torch.save` made of plain types and tensors only:
+An own file is a zip that `torch.save` made of plain types and tensors only:
 
-    {"format": "fdm", "version": 1, "config": {...}, "step": n,
-     "model": {...}, "ema": {...}, "ema_updates": n, "optimizer": {...}, "digest": "sha256 of all of the above"}
+    {"format": "fdm", "version": 1, "config": {...}, "step": n, "ema": {...},
+     "model": {...}, "ema_updates": n, "optimizer": {...},    what training needs to go on; a converted file has none
+     "digest": "sha256 of all of the above"}
 
-Nothing in it is ever executed (`weights_only=True`); a flipped bit, a compressed bomb and a tensor that
-claims more elements than the file holds are refused before anything is computed with them.
+or a `.safetensors` file of the EMA weights with the same configuration, step and digest in its metadata. The files
+of the earlier implementations are read too (`predecessors`). Nothing in a file is ever executed
+(`weights_only=True`); a flipped bit, a compressed bomb and a tensor that claims more elements than the file holds
+are refused before anything is computed with them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fdm_cli import config as configuration
+from fdm_cli import predecessors
 from fdm_cli.config import Config
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, FdmError, RunFailed
@@ -29,6 +36,7 @@ from fdm_cli.files import replacing
 from fdm_cli.unet import UNet
 
 FORMAT, VERSION = "fdm", 1
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,10 @@ class Checkpoint:
         config: the run's whole configuration.
         step: training steps done.
         process: the diffusion process it was trained on.
-        model: the network with its EMA weights, in eval mode.
+        model: the network with its EMA weights (the seed's files hold no others than the last), in eval mode.
         sha256: of the file.
+        format: `fdm`, `seed` or `official`: who wrote it.
+        resumable: whether training can go on from it.
     """
 
     config: Config
@@ -48,24 +58,48 @@ class Checkpoint:
     process: Process
     model: UNet
     sha256: str
+    format: str
+    resumable: bool
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Reads a checkpoint for sampling.
+    """Reads a checkpoint for sampling: own, of the seed or of the authors, recognised by its content.
 
     Raises:
         BadInput: missing, corrupt or hostile file, or weights that do not fit the configuration in it.
     """
     path = Path(path)
-    state = read_state(path)
-    config = configuration.from_dict(state["config"], str(path))
+    content = _load(path)
+    kind = content_format(content, path)
+    if kind == "seed":
+        config, weights = predecessors.read_seed(content, str(path))
+    elif kind == "official":
+        config, weights = predecessors.read_official(content, str(path))
+    else:
+        _check_own(content, path)
+        config, weights = configuration.from_dict(content["config"], str(path)), content["ema"]
+    step = content.get("step", 0)
     return Checkpoint(
         config=config,
-        step=state["step"],
+        step=step if isinstance(step, int) else 0,
         process=Process(config.diffusion),
-        model=build_model(config, state["ema"], path).to(device).eval(),
+        model=build_model(config, weights, path).to(device).eval(),
         sha256=file_sha256(path),
+        format=kind,
+        resumable=kind == FORMAT and "optimizer" in content,
     )
+
+
+def content_format(content: Any, path: Path) -> str:
+    """`fdm`, `seed` or `official`; BadInput for anything else."""
+    if isinstance(content, dict):
+        if content.get("format") == FORMAT:
+            return FORMAT
+        if predecessors.is_seed(content):
+            return "seed"
+        if predecessors.is_official(content):
+            return "official"
+    raise BadInput(f"{path}: not a checkpoint", "known are those of fdm, of the seed implementation and of the authors")
 
 
 def build_model(config: Config, weights: Mapping[str, Tensor], path: Path) -> UNet:
@@ -79,20 +113,23 @@ def build_model(config: Config, weights: Mapping[str, Tensor], path: Path) -> UN
     with torch.device("meta"):
         model = UNet(config)
     expected = model.state_dict()
+    refuse_mismatch(expected, weights, f"{path}: the weights do not fit its configuration")
+    # The file is mapped into memory; the model must outlive it. Half precision is for storage only.
+    copies = {key: weights[key].to(torch.float32, copy=True) for key in expected}
+    model.load_state_dict(copies, assign=True)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def refuse_mismatch(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str) -> None:
+    """Raises BadInput for the first key that is missing, of another shape or type, or unknown."""
     for key, value in expected.items():
         if key not in weights:
-            raise BadInput(f"{path}: the weights do not fit its configuration: {key} is missing")
-        if weights[key].shape != value.shape or weights[key].dtype != value.dtype:
-            raise BadInput(
-                f"{path}: the weights do not fit its configuration: {key} is "
-                f"{_shape(weights[key])}, the configuration says {_shape(value)}"
-            )
+            raise BadInput(f"{what}: {key} is missing")
+        if weights[key].shape != value.shape or weights[key].dtype not in _DTYPES:
+            raise BadInput(f"{what}: {key} is {_shape(weights[key])}, expected {_shape(value)}")
     for key in weights:
         if key not in expected:
-            raise BadInput(f"{path}: the weights do not fit its configuration: {key} is not part of it")
-    # The file is mapped into memory; the model must outlive it.
-    model.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            raise BadInput(f"{what}: {key} is not part of it")
 
 
 def _shape(tensor: Tensor) -> str:
@@ -116,27 +153,76 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
             raise RunFailed(f"cannot write {path}: what was written is broken; {error.message}") from error
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The checked content of a checkpoint file; tensors are mapped from the file, not copied.
+def save_weights(path: Path, checkpoint: Checkpoint, half: bool = False) -> None:
+    """Writes a checkpoint without what only training needs, as `.pt` or `.safetensors` by the path's ending.
+
+    Args:
+        path: where to.
+        checkpoint: any that was loaded.
+        half: store the weights in float16; they are float32 again when loaded.
 
     Raises:
-        BadInput: missing, truncated, changed, hostile, or not a checkpoint of this program.
+        RunFailed: it cannot be written.
+    """
+    dtype = torch.float16 if half else torch.float32
+    weights = {key: value.to("cpu", dtype).contiguous() for key, value in checkpoint.model.state_dict().items()}
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": configuration.to_dict(checkpoint.config),
+        "step": checkpoint.step,
+        "ema": weights,
+    }
+    content["digest"] = _digest(content)
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            del content["ema"]
+            save_file(weights, temporary, metadata={FORMAT: json.dumps(content)})
+        else:
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+        _check_own(_load(temporary), temporary)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The checked content of an own checkpoint that training can go on from; tensors are mapped, not copied.
+
+    Raises:
+        BadInput: missing, truncated, changed, hostile, not of this program, or weights only.
     """
     content = _load(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BadInput(f"{path}: not a checkpoint of fdm")
+    if content_format(content, path) != FORMAT:
+        raise BadInput(f"{path}: written by another program", "fdm train --init-from starts a new run from it")
+    _check_own(content, path)
+    for key, kind in {"model": dict, "ema_updates": int, "optimizer": dict}.items():
+        if not isinstance(content.get(key), kind):
+            raise BadInput(f"{path}: holds weights only", "fdm train --init-from starts a new run from it")
+    return content
+
+
+def _check_own(content: dict[str, Any], path: Path) -> None:
+    """Version, digest and shape of an own file; takes the digest out."""
     if content.get("version") != VERSION:
         raise BadInput(f"{path}: checkpoint version {content.get('version')!r}; this fdm reads version {VERSION}")
     digest = content.pop("digest", None)
     if digest != _digest(content):
         raise BadInput(f"{path}: corrupt: its content does not match its digest")
-    kinds = {"config": dict, "step": int, "model": dict, "ema": dict, "ema_updates": int, "optimizer": dict}
-    for key, kind in kinds.items():
+    for key, kind in {"config": dict, "step": int, "ema": dict}.items():
         if not isinstance(content.get(key), kind):
             raise BadInput(f"{path}: not a complete checkpoint: no {key}")
-    for key in ("model", "ema"):
+    for key in {"model", "ema"} & content.keys():
         if not all(isinstance(value, Tensor) for value in content[key].values()):
             raise BadInput(f"{path}: not a complete checkpoint: {key} holds something that is no tensor")
+
+
+def _load_safetensors(path: Path) -> Any:
+    """The same content as a `.pt` of weights only."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if FORMAT not in metadata:
+            raise BadInput(f"{path}: weights without their configuration", "fdm checkpoint convert writes both")
+        content = json.loads(metadata[FORMAT])
+        content["ema"] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
     return content
 
 
@@ -145,6 +231,9 @@ def _load(path: Path) -> Any:
     if not path.exists():
         raise BadInput(f"no such file: {path}")
     try:
+        with path.open("rb") as file:
+            if file.read(9)[8:] == b"{":  # after eight bytes of length, a header in JSON
+                return _load_safetensors(path)
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise BadInput(f"{path}: holds compressed entries, which a checkpoint never does")
@@ -190,9 +279,9 @@ def _digest(value: Any) -> str:
                 digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             digest.update(f"dict {len(value)};".encode())
-            for key, item in value.items():
+            for key in sorted(value, key=repr):
                 walk(key)
-                walk(item)
+                walk(value[key])
         elif isinstance(value, list | tuple):
             digest.update(f"list {len(value)};".encode())
             for item in value:

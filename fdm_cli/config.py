@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from fdm_cli import yaml_file
+from fdm_cli import seed_config, yaml_file
 from fdm_cli.errors import BadInput, did_you_mean
 from fdm_cli.yaml_file import Node, describe
 
@@ -150,8 +150,11 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """A configuration file with `--set` overrides applied. Raises BadInput."""
-    return from_node(yaml_file.read(path), overrides)
+    """A configuration file, ours or the seed's, with `--set` overrides applied. Raises BadInput."""
+    node = yaml_file.read(path)
+    if seed_config.is_seed_config(node):
+        node = seed_config.translate(node)
+    return from_node(node, overrides)
 
 
 def from_node(node: Node, overrides: Sequence[str] = ()) -> Config:

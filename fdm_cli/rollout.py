@@ -20,6 +20,7 @@ from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.errors import BadInput
 from fdm_cli.plan import Plan, Stage
 from fdm_cli.randomness import generator
+from fdm_cli.unet import UNet, Window
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Sampling:
     Attributes:
         step: the rule of the reverse process.
         timesteps: descending; one network call each.
+        guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
     """
 
     step: samplers.Step
     timesteps: Sequence[int]
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -134,58 +137,27 @@ def run(
         yield Update(done, calls, store.take_finished(wave))
 
 
-def place_given(where: str, count: int, length: int) -> list[int]:
-    """Where the frames of a clip stand in a video of `length` frames, in the clip's order.
-
-    Args:
-        where: as the scheme says: `first`, `last`, `spread` (evenly, both ends included), `closed` as `first`.
-        count: frames of the clip; 0 gives no places.
-        length: frames of the whole video.
-
-    Raises:
-        BadInput: the clip has no room, or leaves nothing to generate; one clip cannot stand at both ends.
-    """
-    if count == 0:
-        return []
-    if count >= length:
-        raise BadInput(
-            f"the clip has {count} frames, the whole video is to have {length}", f"--length {count + 1} or more"
-        )
-    if where == "ends":
-        raise BadInput("this scheme leads from a first clip to a last one", "take another --scheme for one clip")
-    if where == "last":
-        return list(range(length - count, length))
-    if where == "spread":
-        return [i * (length - 1) // max(count - 1, 1) for i in range(count)]
-    return list(range(count))
-
-
 def count_calls(plan: Plan, samples: int, max_batch: int) -> int:
     """Batches that `run` makes: network calls per denoising step."""
     return sum(1 for wave in plan.by_wave() for _ in _batches(_windows(plan, wave, samples), max_batch))
 
 
-def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int) -> float:
+def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int, guidance: float) -> float:
     """How long a typical network call of this plan takes here, measured by making three."""
-    model, config = checkpoint.model, checkpoint.config.model
-    device = next(model.parameters()).device
+    config = checkpoint.config.model
+    device = next(checkpoint.model.parameters()).device
     widest = max(len(wave) for wave in plan.by_wave())
     stage = plan.stages[plan.calls // 2]
     shape = (min(widest * samples, max_batch), stage.observed_count + len(stage.latent))
     x = torch.zeros(*shape, config.image_channels, config.image_size, config.image_size, device=device)
-    observed = torch.arange(shape[1], device=device).expand(shape) < stage.observed_count
+    places = torch.arange(shape[1], device=device).expand(shape)
+    timestep = torch.zeros(shape[0], dtype=torch.int64, device=device)
+    denoise = _denoiser(checkpoint.model, x, places, places < stage.observed_count, guidance)
     seconds = []
     with torch.inference_mode():
         for _ in range(3):
             began = time.perf_counter()
-            model(
-                x,
-                torch.zeros(shape[0], dtype=torch.int64, device=device),
-                x_0=x,
-                frame_indices=torch.arange(shape[1], device=device).expand(shape),
-                observed_mask=observed,
-                latent_mask=~observed,
-            ).sum().item()
+            denoise(x, timestep).sum().item()
             seconds.append(time.perf_counter() - began)
     return min(seconds)
 
@@ -251,21 +223,42 @@ def _sample_batch(
     indices = torch.tensor([(*plan.positions(w.stage, w.observed), *w.stage.latent) for w in batch], device=device)
     observed_mask = torch.arange(observed + latent, device=device).expand(len(batch), -1) < observed
 
-    def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-        return model(
-            x_t,
-            timestep,
-            x_0=x_0,
-            frame_indices=indices,
-            observed_mask=observed_mask,
-            latent_mask=~observed_mask,
-        )
-
+    denoise = _denoiser(model, x_0, indices, observed_mask, sampling.guidance)
     remaining = len(sampling.timesteps)
     with torch.inference_mode():
         for x in samplers.sample(denoise, checkpoint.process, noise(), sampling.timesteps, sampling.step, noise):
             remaining -= 1
             yield remaining == 0, x
+
+
+def _denoiser(
+    model: UNet, x_0: Tensor, frame_indices: Tensor, observed_mask: Tensor, guidance: float
+) -> samplers.Denoise:
+    """The network with a window's frames bound: (x_t, timestep) -> its output; what never changes is made once.
+
+    Guidance extrapolates from what the network says of the latent frames alone. The observed ones are left out of
+    that second call, so it is cheaper than the first. A sum of outputs whose weights add up to 1 means the same
+    whether the network predicts eps, v or x_0.
+    """
+    conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": ~observed_mask}
+    window = Window.of(**conditions)
+
+    def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+        return model(x_t, timestep, x_0=x_0, **conditions, window=window)
+
+    observed = int(observed_mask[0].sum())
+    if guidance == 1 or observed == 0:
+        return denoise
+    alone = {key: value[:, observed:] for key, value in conditions.items()}
+    window_alone = Window.of(**alone)
+
+    def guided(x_t: Tensor, timestep: Tensor) -> Tensor:
+        output = denoise(x_t, timestep)
+        none = model(x_t[:, observed:], timestep, x_0=x_0[:, observed:], **alone, window=window_alone)
+        output[:, observed:] = none + guidance * (output[:, observed:] - none)
+        return output
+
+    return guided
 
 
 def _scatter(batch: list[_Window], x: Tensor, store: FrameStore) -> None:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
 from fdm_cli import video
+from fdm_cli.checkpoint import load_checkpoint, refuse_mismatch
 from fdm_cli.config import Config
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
@@ -131,6 +133,17 @@ class Trainer:
             self.ema.update_parameters(self.model)
         self.step += 1
         return values
+
+    def start_from(self, path: Path) -> None:
+        """Takes the weights of a checkpoint of any known format, at step 0.
+
+        Raises:
+            BadInput: unreadable, or of another architecture, with the first key that differs.
+        """
+        weights = load_checkpoint(path).model.state_dict()
+        refuse_mismatch(self.model.state_dict(), weights, f"{path}: the weights do not fit the model to train")
+        self.model.load_state_dict(weights)
+        self.ema.module.load_state_dict(weights)
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; see `checkpoint`."""

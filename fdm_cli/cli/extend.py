@@ -22,6 +22,7 @@ def extend(
     num_samples: options.NumSamples = 1,
     sampler: options.Sampler = "ddim",
     sampling_steps: options.SamplingSteps = None,
+    guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = 16,
     output: options.OutputFile = None,
     fps: options.Fps = None,
@@ -37,7 +38,7 @@ def extend(
 ) -> None:
     """Continue a clip: its own frames stay, the scheme says where new ones go. --length counts them all."""
     request = Request(
-        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, max_batch,
+        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
         output, fps, sheet, force, dry_run, seed, device.value, threads,
     )  # fmt: skip
     make_videos(request, clip, Output(json, quiet))

@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from fdm_cli import __version__
-from fdm_cli.cli import extend, inspect_scheme, sample, train
+from fdm_cli.cli import checkpoint, extend, inspect_scheme, sample, train
 from fdm_cli.cli.options import Settings
 from fdm_cli.errors import FdmError
 
@@ -51,6 +51,7 @@ app.command()(train.train)
 app.command()(sample.sample)
 app.command()(extend.extend)
 app.command("inspect-scheme")(inspect_scheme.inspect_scheme)
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 def main() -> NoReturn:

@@ -82,6 +82,10 @@ SamplingSteps = Annotated[
         "--sampling-steps", metavar="N", min=1, max=100_000, help="Network calls a window; default: the sampler's."
     ),
 ]
+Guidance = Annotated[
+    float,
+    typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="How much more than told to heed observed frames."),
+]
 MaxBatch = Annotated[
     int, typer.Option("--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call.")
 ]

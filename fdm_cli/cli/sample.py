@@ -16,6 +16,7 @@ def sample(
     num_samples: options.NumSamples = 1,
     sampler: options.Sampler = "ddim",
     sampling_steps: options.SamplingSteps = None,
+    guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = 16,
     output: options.OutputFile = None,
     fps: options.Fps = None,
@@ -31,7 +32,7 @@ def sample(
 ) -> None:
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
-        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, max_batch,
+        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
         output, fps, sheet, force, dry_run, seed, device.value, threads,
     )  # fmt: skip
     make_videos(request, None, Output(json, quiet))

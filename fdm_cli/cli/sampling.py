@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdm_cli import __version__, scheme
+from fdm_cli import given as givens
 from fdm_cli.cli.render import Output, duration
 from fdm_cli.errors import BadInput
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fdm_cli.checkpoint import Checkpoint
     from fdm_cli.plan import Plan
     from fdm_cli.rollout import Sampling
+    from fdm_cli.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Request:
     num_samples: int
     sampler: str
     sampling_steps: int | None
+    guidance: float
     max_batch: int
     output: Path | None
     fps: float | None
@@ -77,14 +80,15 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
     length = request.length
     if clip is not None:
         length = length or max(plan_scheme.length, 2 * len(clip.frames))
-    positions = rollout.place_given(plan_scheme.given, len(clip.frames) if clip else 0, length or plan_scheme.length)
     plan = planning.make(
         plan_scheme,
         length=length,
         window=request.window or checkpoint.config.model.window,
         step=request.step,
-        given=[(position, position + 1) for position in positions],
+        given=_place(plan_scheme, clip, length or plan_scheme.length),
     )
+    if plan_scheme.adaptive:
+        raise BadInput(f"{plan_scheme.name} chooses frames at run time, which sampling cannot do yet")
     clip_length = checkpoint.config.data.clip_length
     if plan.reach >= clip_length:
         output.warn(
@@ -95,11 +99,14 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         checkpoint.process.timesteps,
         request.sampling_steps or min(samplers.DEFAULT_STEPS[request.sampler], checkpoint.process.timesteps),
     )
-    sampling = rollout.Sampling(step, timesteps)
+    sampling = rollout.Sampling(step, timesteps, request.guidance)
+    positions = [frame for start, stop in plan.given for frame in range(start, stop)]
     given = dict(zip(positions, clip.frames, strict=True)) if clip else {}
     calls = rollout.count_calls(plan, request.num_samples, request.max_batch) * len(timesteps)
     if request.dry_run:
-        seconds = calls * rollout.seconds_per_call(checkpoint, plan, request.num_samples, request.max_batch)
+        seconds = calls * rollout.seconds_per_call(
+            checkpoint, plan, request.num_samples, request.max_batch, request.guidance
+        )
         _show_plan(plan, clip_length, len(timesteps), calls, seconds, request, output)
         return
     seed = secrets.randbits(31) if request.seed is None else request.seed
@@ -120,6 +127,7 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         "given": [list(span) for span in plan.given],
         "sampler": request.sampler,
         "sampling_steps": len(timesteps),
+        "guidance": request.guidance,
         "network_calls": calls,
         "max_batch": request.max_batch,
         "checkpoint": str(request.checkpoint),
@@ -181,6 +189,22 @@ def _read_clip(path: Path, checkpoint: Checkpoint, output: Output) -> Clip:
     output.note(video.describe_fit(clip.info, model.image_size, model.image_channels))
     frames = [video.fit(frame, model.image_size, model.image_channels) for frame in clip]
     return Clip(video.to_model(np.stack(frames)), clip.info.fps)
+
+
+def _place(plan_scheme: Scheme, clip: Clip | None, length: int) -> tuple[tuple[int, int], ...]:
+    """Where the clip's frames stand."""
+    if clip is None:
+        return ()
+    count = len(clip.frames)
+    if plan_scheme.given == "ends":
+        raise BadInput(
+            f"{plan_scheme.name} leads from a first clip to a last one", "take another --scheme for one clip"
+        )
+    if count >= length:
+        raise BadInput(
+            f"the clip has {count} frames, the whole video is to have {length}", f"--length {count + 1} or more"
+        )
+    return givens.place(plan_scheme, count, length)
 
 
 def _show_plan(

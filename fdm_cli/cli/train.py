@@ -40,6 +40,10 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, max=65_536, help="Clips a step.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run.")] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init-from", metavar="FILE", help="Start from the weights of a checkpoint, and with its model."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and stop.")] = False,
     seed: options.TrainingSeed = None,
     device: options.Device = options.DeviceName.auto,
@@ -60,6 +64,8 @@ def train(
         raise BadInput("--preset and --config were both given", "a configuration file says everything a preset says")
     if resume and run is None:
         raise BadInput("--resume needs --run DIR, the folder of the run to go on with")
+    if resume and init_from is not None:
+        raise BadInput("--resume and --init-from were both given", "a resumed run goes on with its own weights")
     sets = list(overrides or [])
     shortcuts = {
         "data.source": None if data is None else json_module.dumps(data),
@@ -75,20 +81,29 @@ def train(
         folder = RunFolder(run)
         config = _resumed_config(folder, preset, config_file, sets)
     else:
-        config = configuration.load(config_file, sets) if config_file else _preset(preset, sets)
-        folder = RunFolder(run or _new_folder(config_file.stem if config_file else preset or DEFAULT_PRESET))
+        if config_file is not None:
+            config, name = configuration.load(config_file, sets), config_file.stem
+        elif init_from is not None and preset is None:
+            config, name = _config_of(init_from, sets), init_from.stem
+        else:
+            config, name = configuration.load_preset(preset or DEFAULT_PRESET, sets), preset or DEFAULT_PRESET
+        folder = RunFolder(run or _new_folder(name))
         if folder.checkpoints():
             raise BadInput(f"{folder.path} already holds a run", "--resume goes on with it; --run names another folder")
     if dry_run:
         _show_plan(config, folder, output)
         return
-    _train(config, folder, device.value, threads, output)
+    _train(config, folder, init_from, device.value, threads, output)
 
 
-def _preset(name: str | None, sets: list[str]) -> Config:
+def _config_of(checkpoint: Path, sets: list[str]) -> Config:
+    """The configuration inside a checkpoint, with `--set` overrides applied."""
     from fdm_cli import config as configuration
+    from fdm_cli import yaml_file
+    from fdm_cli.checkpoint import load_checkpoint
 
-    return configuration.load_preset(name or DEFAULT_PRESET, sets)
+    own = configuration.to_dict(load_checkpoint(checkpoint).config)
+    return configuration.from_node(yaml_file.from_plain(own, str(checkpoint)), sets)
 
 
 def _new_folder(name: str) -> Path:
@@ -158,7 +173,9 @@ def _show_plan(config: Config, folder: RunFolder, output: Output) -> None:
     )
 
 
-def _train(config: Config, folder: RunFolder, device_name: str, threads: int | None, output: Output) -> None:
+def _train(
+    config: Config, folder: RunFolder, init_from: Path | None, device_name: str, threads: int | None, output: Output
+) -> None:
     import time
 
     from fdm_cli import trainer as training
@@ -175,8 +192,13 @@ def _train(config: Config, folder: RunFolder, device_name: str, threads: int | N
         trainer = training.Trainer(config, clips, device)
         if state is not None:
             trainer.load(state)
+        elif init_from is not None:
+            trainer.start_from(init_from)
         folder.forget_metrics_after(trainer.step)
         folder.write_config(config)
+        if init_from is not None:
+            # Killed before its first checkpoint, the run must not be resumed from random weights.
+            folder.save(trainer.state(), config.training.keep_checkpoints)
         total = config.training.steps
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         output.note(

@@ -1,0 +1,95 @@
+"""The seed implementation's training YAML, in our words (no torch: `config` reads it)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fdm_cli import yaml_file
+from fdm_cli.yaml_file import Node
+
+SEED_CLIP_LENGTH = 30  # the Moving MNIST clips that it is trained on
+
+
+def is_seed_config(node: Node) -> bool:
+    """Whether a YAML file is the seed's training configuration."""
+    section = node.value.get("diffusion") if isinstance(node.value, dict) else None
+    return section is not None and isinstance(section.value, dict) and "score_network" in section.value
+
+
+def translate(node: Node) -> Node:
+    """The seed's training configuration (its YAML, or the copy inside its checkpoint) in our words.
+
+    Raises:
+        BadInput: with the place, for a target or a setting that is not supported.
+    """
+    diffusion = _get(node, "diffusion")
+    network, scheduler = _get(diffusion, "score_network"), _get(diffusion, "noise_scheduler")
+    _expect_target(network, "unet_factorized3d.UNet")
+    _expect_target(scheduler, "DiscreteNoiseScheduler")
+    params, noise = _get(network, "params"), _get(scheduler, "params")
+    fixed = {"dims": 2, "conv_resample": True, "use_scale_shift_norm": True, "use_rpe_net": True}
+    for key, value in {**fixed, "is_learned_sigma": False, "num_heads_upsample": -1}.items():
+        _expect(params, key, value)
+    _expect(diffusion, "parameterization", "epsilon")
+    _expect(noise, "loss_type", "l2")
+    channels = _get(params, "input_channels").plain()
+    _expect(params, "output_channels", channels)
+    size, window = _get(params, "input_spatial_size"), _get(params, "input_number_of_frames")
+    if not (isinstance(size.value, int) and isinstance(window.value, int) and size.value > 0):
+        params.fail("input_spatial_size and input_number_of_frames must be whole numbers")
+    data = {
+        "data": {
+            "clip_length": max(SEED_CLIP_LENGTH, window.value),
+            "moving_mnist": {"canvas": -(-64 // size.value) * size.value},
+        },
+        "model": {
+            "image_size": size.value,
+            "image_channels": channels,
+            "window": window.value,
+            **{
+                key: _get(params, key).plain()
+                for key in (
+                    "model_channels",
+                    "num_res_blocks",
+                    "channel_mult",
+                    "attention_resolutions",
+                    "num_heads",
+                    "dropout",
+                )
+            },
+        },
+        "diffusion": {
+            "timesteps": _get(noise, "num_scales").plain(),
+            "betas": _get(noise, "schedule_type").plain(),
+            "parameterization": "eps",
+        },
+        "training": _seed_training(node),
+    }
+    return yaml_file.from_plain(data, node.where)
+
+
+def _seed_training(node: Node) -> dict[str, Any]:
+    """What the seed's `training` section says of batch size and learning rate, where it says it."""
+    section = node.mapping("the configuration").get("training")
+    entries = section.mapping("training") if section is not None else {}
+    names = {"batch_size": "batch_size", "learning_rate": "learning_rate", "training_steps": "steps"}
+    return {ours: entries[theirs].plain() for theirs, ours in names.items() if theirs in entries}
+
+
+def _get(node: Node, key: str) -> Node:
+    entries = node.mapping("a section of the seed's configuration")
+    if key not in entries:
+        node.fail(f"the seed's configuration has no {key} here")
+    return entries[key]
+
+
+def _expect(node: Node, key: str, value: Any) -> None:
+    entries = node.mapping("a section of the seed's configuration")
+    if key in entries and entries[key].plain() != value:
+        entries[key].fail(f"{key} is {entries[key].plain()!r}", f"only {value!r} is supported")
+
+
+def _expect_target(node: Node, ending: str) -> None:
+    target = _get(node, "target")
+    if not str(target.plain()).endswith("." + ending):
+        target.fail(f"target {target.plain()} is not supported", f"only {ending} is")

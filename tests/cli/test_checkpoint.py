@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+
+from fdm_cli.checkpoint import load_checkpoint, read_state
+from tests.conftest import fdm
+from tests.reference import DATA
+
+pytestmark = pytest.mark.slow
+
+SEED = DATA / "seed-micro.pt"
+
+
+def test_info(micro_checkpoint):
+    seed = json.loads(fdm("checkpoint", "info", SEED, "--json").stdout)
+    assert (seed["format"], seed["step"], seed["resumable"]) == ("seed", 1234, False)
+    assert seed["config"]["model"]["model_channels"] == 32
+    own = fdm("checkpoint", "info", micro_checkpoint).stdout
+    assert "fdm checkpoint after 8 steps" in own
+    assert "training can be resumed from it" in own
+
+
+@pytest.mark.parametrize("name", ["own.pt", "own.safetensors"])
+def test_a_seed_checkpoint_converts_and_samples_the_same(tmp_path, name):
+    made = []
+    fdm("checkpoint", "convert", SEED, name, cwd=tmp_path)
+    for checkpoint in (SEED, name):
+        out = tmp_path / f"{len(made)}.npz"
+        fdm("sample", "--checkpoint", checkpoint, "--length", 10, "--sampling-steps", 4, "--seed", 1, "-o", out,
+            cwd=tmp_path)  # fmt: skip
+        with np.load(out) as arrays:
+            made.append(arrays["frames"])
+    assert made[0].shape == (10, 8, 8, 1)
+    assert np.array_equal(*made)
+
+
+def test_extend_and_guidance_with_a_seed_checkpoint(tmp_path):
+    out = tmp_path / "out.npz"
+    clip = DATA / "one-digit.gif"
+    done = fdm("extend", clip, "--use", check=2)
+    assert "No such option" in done.stderr
+    fdm("extend", clip, "--checkpoint", SEED, "--length", 20, "--sampling-steps", 3, "--guidance", 1.5, "-o", out)
+    with np.load(out) as arrays:
+        assert arrays["frames"].shape == (20, 8, 8, 1)
+
+
+def test_training_starts_from_a_checkpoint(tmp_path):
+    fdm(
+        "train", "--init-from", SEED, "--steps", 1, "--run", "run", "--set", "training.learning_rate=1e-9", cwd=tmp_path
+    )
+    started = read_state(tmp_path / "run" / "checkpoints" / "step-00000000.pt")
+    weights = load_checkpoint(SEED).model.state_dict()
+    for key, value in weights.items():
+        assert np.array_equal(started["model"][key].numpy(), value.numpy())
+    state = read_state(tmp_path / "run" / "checkpoints" / "step-00000001.pt")
+    assert state["config"]["model"]["image_size"] == 8
+    done = fdm("train", "--init-from", SEED, "--preset", "micro", "--run", "other", cwd=tmp_path, check=2)
+    assert "the weights do not fit the model to train: " in done.stderr
+    assert "input_blocks.0.0.weight is (32, 2, 3, 3) float32, expected (32, 5, 3, 3) float32" in done.stderr
+    done = fdm("train", "--init-from", SEED, "--resume", "--run", "run", cwd=tmp_path, check=2)
+    assert "both given" in done.stderr
+
+
+def test_the_seed_s_own_training_yaml_trains(tmp_path):
+    done = fdm(
+        "train", "--config", DATA / "seed-micro.yaml", "--steps", 1, "--set", "training.batch_size=1", cwd=tmp_path
+    )
+    checkpoint = load_checkpoint(tmp_path / done.stdout.strip())
+    assert checkpoint.config.diffusion.timesteps == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("info", "missing.pt"), "no such file: missing.pt"),
+        (("info", "text.pt"), "text.pt: not a checkpoint"),
+        (("convert", SEED, "out.bin"), "unknown ending '.bin'"),
+        (("convert", SEED, "text.pt"), "text.pt exists"),
+        (("convert", SEED, "no/out.pt"), "there is no folder no"),
+        (("convert", "text.pt", "out.pt"), "text.pt: not a checkpoint"),
+    ],
+)
+def test_bad_usage(tmp_path, arguments, says):
+    (tmp_path / "text.pt").write_text("precious")
+    done = fdm("checkpoint", *arguments, cwd=tmp_path, check=2)
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr.splitlines()[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
+    assert (tmp_path / "text.pt").read_text() == "precious"

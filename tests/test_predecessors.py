@@ -1,0 +1,166 @@
+"""Checkpoints of the seed implementation and of the authors, through the front door."""
+
+import copy
+
+import pytest
+import torch
+
+from fdm_cli import config as configuration
+from fdm_cli import samplers
+from fdm_cli.checkpoint import load_checkpoint, read_state, save_weights
+from fdm_cli.errors import BadInput
+from fdm_cli.samplers import Ancestral
+from tests.reference import DATA, GOLDEN, OFFICIAL, SEED, checkpoint, golden, reference_file
+
+FORMATS = {"seed-micro": "seed", "seed-small": "seed", "fdm-official": "official"}
+NAMES = ("x_0", "frame_indices", "observed_mask", "latent_mask")
+
+
+def load(name):
+    return load_checkpoint(reference_file(f"{name}.pt"))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_eps_of_latent_frames_and_of_all_when_asked(name):
+    ckpt, figures = load(name), golden(name)
+    assert ckpt.format == FORMATS[name]
+    assert ckpt.step == checkpoint(name)["step"]
+    conditions = {key: figures[key] for key in NAMES}
+    latent = figures["latent_mask"]
+    with torch.no_grad():
+        out = ckpt.model(figures["x_t"], figures["timestep"], **conditions)
+        every = ckpt.model(figures["x_t"], figures["timestep"], **conditions, frames="all")
+    torch.testing.assert_close(out[latent], figures["eps"][latent], atol=1e-4, rtol=0)
+    torch.testing.assert_close(every, figures["eps"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_full_ancestral_chain(name):
+    """latent = 1 - observed, no padding; on observed frames the chain runs along, whatever it makes there."""
+    ckpt, figures = load(name), golden(name)
+    observed = figures["observed_mask"]
+    noises = iter(figures["chain_noise"])
+
+    def denoise(x_t, timestep):
+        return ckpt.model(
+            x_t,
+            timestep,
+            x_0=figures["x_0"],
+            frame_indices=figures["frame_indices"],
+            observed_mask=observed,
+            latent_mask=~observed,
+            frames="all",
+        )
+
+    timesteps = range(ckpt.process.timesteps - 1, -1, -1)
+    with torch.no_grad():
+        *_, x_0 = samplers.sample(
+            denoise, ckpt.process, figures["chain_x_T"], timesteps, Ancestral(), lambda: next(noises)
+        )
+    torch.testing.assert_close(x_0, figures["chain_x_0"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_schedule(name):
+    process, figures = load(name).process, golden(name)
+    for key in ("betas", "alphas_cumprod"):
+        torch.testing.assert_close(getattr(process, key), figures[key].double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", SEED)
+def test_q_sample(name):
+    process, figures = load(name).process, golden(name)
+    x_t = process.q_sample(figures["x_0"], figures["timestep"], figures["q_sample_noise"])
+    torch.testing.assert_close(x_t, figures["q_sample"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_official_loss(name):
+    """Its average is over all elements, of the error on everything not observed; ours is over latent ones only."""
+    ckpt, figures = load(name), golden(name)
+    x_t = ckpt.process.q_sample(figures["x_0"], figures["timestep"], figures["loss_noise"])
+    with torch.no_grad():
+        eps = ckpt.model(x_t, figures["timestep"], **{key: figures[key] for key in NAMES}, frames="all")
+    error = (eps - figures["loss_noise"]).square().mean(dim=(2, 3, 4))
+    loss = torch.where(figures["observed_mask"], 0, error).mean(1)
+    torch.testing.assert_close(loss, figures["loss"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_conversion_keeps_the_numbers(tmp_path, ending):
+    ckpt = load("seed-micro")
+    save_weights(tmp_path / f"own.{ending}", ckpt)
+    own = load_checkpoint(tmp_path / f"own.{ending}")
+    assert (own.config, own.step, own.format, own.resumable) == (ckpt.config, ckpt.step, "fdm", False)
+    for key, value in ckpt.model.state_dict().items():
+        assert torch.equal(value, own.model.state_dict()[key])
+    with pytest.raises(BadInput, match=r"holds weights only"):
+        read_state(tmp_path / f"own.{ending}")
+    save_weights(tmp_path / f"half.{ending}", ckpt, half=True)
+    assert (tmp_path / f"half.{ending}").stat().st_size < 0.6 * (tmp_path / f"own.{ending}").stat().st_size
+    halves = load_checkpoint(tmp_path / f"half.{ending}").model.state_dict()
+    for key, value in ckpt.model.state_dict().items():
+        torch.testing.assert_close(halves[key], value, atol=1e-3, rtol=1e-3)
+
+
+def edited(tmp_path, edit):
+    content = copy.deepcopy(checkpoint("seed-micro"))
+    edit(content)
+    torch.save(content, tmp_path / "edited.pt")
+    return tmp_path / "edited.pt"
+
+
+def params(content):
+    return content["config"]["diffusion"]["score_network"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda c: params(c).update(is_learned_sigma=True), "is_learned_sigma is True"),
+        (lambda c: params(c).update(use_rpe_net=False), "use_rpe_net is False"),
+        (lambda c: params(c).update(dims=3), "dims is 3"),
+        (lambda c: c["config"]["diffusion"].update(parameterization="v"), "parameterization is 'v'"),
+        (lambda c: c["config"]["diffusion"]["score_network"].update(target="a.B"), "target a.B is not supported"),
+        (lambda c: params(c).update(model_channels=64), "time_embed.0.weight"),
+        (lambda c: params(c).pop("num_heads"), "no num_heads"),
+        (lambda c: params(c).update(num_heads="many"), "num_heads must be a whole number"),
+        (lambda c: params(c).update(input_spatial_size=None), "input_spatial_size"),
+        (
+            lambda c: c["config"]["diffusion"]["noise_scheduler"]["params"].update(num_scales=1000),
+            "its betas are not those",
+        ),
+        (lambda c: c.update(config=3), "must be a mapping"),
+        (lambda c: c.update(model_state_dict={"a": 3}), "not a set of tensors"),
+        (lambda c: c["model_state_dict"].pop("_score_network.out.2.bias"), r"out.2.bias is missing"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path, edit, says):
+    with pytest.raises(BadInput) as caught:
+        load_checkpoint(edited(tmp_path, edit))
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["learn_sigma", "class_cond"])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_settings_that_are_not_read(tmp_path, name, key):
+    content = checkpoint(name)
+    content["config"][key] = True
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(BadInput, match=f"{key}=True"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_the_seed_s_training_yaml():
+    config = configuration.load(DATA / "seed-micro.yaml", ["training.steps=5"])
+    assert config.model == load("seed-micro").config.model
+    assert config.diffusion.timesteps == 40
+    assert config.training.steps == 5
+
+
+def test_a_seed_yaml_that_is_not_supported_is_quoted_with_its_line(tmp_path):
+    text = (DATA / "seed-micro.yaml").read_text().replace("unet_factorized3d.UNet", "unet3d.UNet")
+    (tmp_path / "seed.yaml").write_text(text)
+    line = next(i for i, row in enumerate(text.splitlines(), 1) if "unet3d" in row)
+    with pytest.raises(BadInput, match=rf"seed.yaml:{line}: target .*unet3d.UNet is not supported"):
+        configuration.load(tmp_path / "seed.yaml")
