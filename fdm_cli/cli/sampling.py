@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fdm_cli import __version__, scheme
 from fdm_cli import given as givens
 from fdm_cli.cli.render import Output, duration
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,11 @@ DEFAULT_FPS = 10.0
 def make_videos(request: Request, clip_path: Path | None, output: Output) -> None:
     """Plans, samples, writes, reports. Whatever can be refused is refused before any work is done."""
     plan_scheme = scheme.load(request.scheme)
+    if plan_scheme.adaptive:
+        raise BadInput(
+            f"{plan_scheme.name} chooses frames by their looks, which only inspect-scheme can show so far",
+            "--scheme autoregressive or hierarchy-2",
+        )
     if request.checkpoint is None:
         raise BadInput(
             "no model: --checkpoint FILE is needed", "fdm train --preset micro makes a small one in a few minutes"
@@ -87,8 +92,6 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         step=request.step,
         given=_place(plan_scheme, clip, length or plan_scheme.length),
     )
-    if plan_scheme.adaptive:
-        raise BadInput(f"{plan_scheme.name} chooses frames at run time, which sampling cannot do yet")
     clip_length = checkpoint.config.data.clip_length
     if plan.reach >= clip_length:
         output.warn(
@@ -194,6 +197,8 @@ def _read_clip(path: Path, checkpoint: Checkpoint, output: Output) -> Clip:
 def _place(plan_scheme: Scheme, clip: Clip | None, length: int) -> tuple[tuple[int, int], ...]:
     """Where the clip's frames stand."""
     if clip is None:
+        if plan_scheme.start is None:
+            raise BadInput(f"{plan_scheme.name} needs given frames", f"fdm extend CLIP --scheme {plan_scheme.name}")
         return ()
     count = len(clip.frames)
     if plan_scheme.given == "ends":
@@ -282,7 +287,7 @@ def _write(
                         sheets[sample].append((written, pixels))
                 written += 1
             if not torch.isfinite(torch.cat([frame.flatten() for frame in update.frames] or [torch.zeros(1)])).all():
-                raise BadInput("the model made frames that are not numbers", "is it trained?")
+                raise RunFailed("the model made frames that are not numbers", "is it trained?")
     for remark in writers[0].remarks:
         output.note(remark)
     for path, sheet in zip(paths, sheets, strict=True):

@@ -114,6 +114,8 @@ def test_without_a_checkpoint_it_says_how_to_train_one(tmp_path):
         (("-o", "exists.gif"), "exists"),
         (("-o", "fresh.gif"), "fresh.gif.json exists"),
         (("--num-samples", "0"), "--num-samples"),
+        (("--scheme", "adaptive-hierarchy-2"), "adaptive-hierarchy-2 chooses frames by their looks"),
+        (("--scheme", "prepend"), "prepend needs given frames"),
     ],
 )
 def test_bad_usage(micro_checkpoint, tmp_path, arguments, says):
