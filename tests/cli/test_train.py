@@ -24,8 +24,10 @@ def weights(run, step=6):
 
 
 def assert_equal(run, other):
-    for key, value in weights(run).items():
-        assert torch.equal(value, weights(other)[key]), key
+    mine, others = weights(run), weights(other)
+    assert mine.keys() == others.keys()
+    for key, value in mine.items():
+        assert torch.equal(value, others[key]), key
 
 
 @pytest.fixture(scope="module")
