@@ -84,7 +84,7 @@ SamplingSteps = Annotated[
 ]
 Guidance = Annotated[
     float,
-    typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="Weight of the observed frames; 1 is the plain model."),
+    typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="Weight of observed frames; 1 is the plain model."),
 ]
 MaxBatch = Annotated[
     int, typer.Option("--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call.")
