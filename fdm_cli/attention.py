@@ -113,27 +113,31 @@ class TemporalAttention(nn.Module):
         self.rpe_v = RelativePosition(channels, num_heads, embedding)
         zero_(self.proj_out)
 
-    def forward(self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor | None) -> Tensor:
         """(B, K, P, C) -> the same.
 
         Args:
             x: features.
             temb: (B, E) timestep embedding.
             distances: of the windows' frames.
-            allowed: (B, K, K) bool: whether frame i attends to frame j.
+            allowed: (B, K, K) bool: whether frame i attends to frame j; None when all do.
         """
         normed = group_norm(x, *affine(self.norm), GROUPS)
-        q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(3)  # (B, K, P, h, f)
+        qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))  # (B, K, P, 3, h, f)
+        # One copy lets the many small products over the frames of a pixel run as one batch.
+        q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).contiguous()  # (B, P, h, K, f) each
         q = q * q.shape[-1] ** -0.5
         k_scaled = k * q.shape[-1] ** -0.5
-        logits = torch.einsum("biphf,bjphf->bphij", q, k)
-        logits = logits + torch.einsum("biphf,bijhf->bphij", q, self.rpe_k(distances, temb))
-        logits = logits + torch.einsum("bjphf,bjihf->bphij", k_scaled, self.rpe_q(distances, temb))
-        logits = logits.masked_fill(~allowed[:, None, None], float("-inf"))
+        logits = q @ k.transpose(-1, -2)
+        logits += torch.einsum("bphif,bijhf->bphij", q, self.rpe_k(distances, temb))
+        logits += torch.einsum("bphjf,bjihf->bphij", k_scaled, self.rpe_q(distances, temb))
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[:, None, None], float("-inf"))
         weights = logits.softmax(-1)
-        out = torch.einsum("bphij,bjphf->biphf", weights, v)
-        out = out + torch.einsum("bphij,bijhf->biphf", weights, self.rpe_v(distances, temb))
-        return (x if self.plain_residual else normed) + self.proj_out(out.flatten(3))
+        out = weights @ v
+        out = out + torch.einsum("bphij,bijhf->bphif", weights, self.rpe_v(distances, temb))
+        out = self.proj_out(out.permute(0, 3, 1, 2, 4).flatten(3))
+        return out.add_(x if self.plain_residual else normed)
 
 
 class SpatialAttention(nn.Module):
@@ -153,7 +157,7 @@ class SpatialAttention(nn.Module):
         normed = group_norm(x[:, :, None], *affine(self.norm), GROUPS).squeeze(2)
         q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return (x if self.plain_residual else normed) + self.proj_out(out)
+        return self.proj_out(out).add_(x if self.plain_residual else normed)
 
 
 class FactorizedAttention(nn.Module):
@@ -165,7 +169,7 @@ class FactorizedAttention(nn.Module):
         self.spatial_attention = SpatialAttention(channels, num_heads, plain_residual)
 
     def forward(
-        self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor, keep: Tensor | None = None
+        self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor | None, keep: Tensor | None = None
     ) -> Tensor:
         """(B * K, C, H, W) channels_last -> the same, or (len(keep), C, H, W).
 
@@ -176,7 +180,7 @@ class FactorizedAttention(nn.Module):
             allowed: as above.
             keep: the frames (of B * K) that anybody still wants after the temporal attention; None for all.
         """
-        clips, frames = allowed.shape[:2]
+        clips, frames = distances.index.shape[:2]
         height, width = x.shape[2:]
         tokens = x.permute(0, 2, 3, 1).reshape(clips, frames, height * width, -1)
         tokens = self.temporal_attention(tokens, temb, distances, allowed).flatten(0, 1)

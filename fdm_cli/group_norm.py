@@ -40,6 +40,8 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool 
 
 def _over_groups(value: Tensor, groups: int) -> Tensor:
     """The mean of (..., C) over the channels of each group, repeated for each of them."""
+    if groups == value.shape[-1]:
+        return value
     mean = value.view(*value.shape[:-1], groups, -1).mean(-1, keepdim=True)
     return mean.expand(*mean.shape[:-1], value.shape[-1] // groups).flatten(-2)
 
@@ -62,9 +64,10 @@ class _GroupNorm(torch.autograd.Function):
             y, mean, rstd = _by_kernel(x, scale, shift, groups)
         else:
             mean = _over_groups(x.mean(1, keepdim=True), groups)
-            y = x - mean
-            rstd = torch.rsqrt(_over_groups(y.square().mean(1, keepdim=True), groups) + EPS)
-            y = torch.addcmul(shift, y, scale * rstd)
+            variance = _over_groups(x.square().mean(1, keepdim=True), groups) - mean.square()
+            rstd = torch.rsqrt(variance.clamp_(min=0) + EPS)
+            slope = scale * rstd
+            y = torch.addcmul(shift - mean * slope, x, slope)
         ctx.save_for_backward(x, mean, rstd, scale, shift)
         ctx.groups, ctx.silu = groups, silu
         return F.silu(y, inplace=True) if silu else y
@@ -77,16 +80,16 @@ class _GroupNorm(torch.autograd.Function):
         dx = rstd (scale dz - <scale dz> - n <scale dz n>), where <> is the mean over what shares statistics.
         """
         x, mean, rstd, scale, shift = ctx.saved_tensors
-        centred = x - mean
+        slope = scale * rstd
+        dz = dy
         if ctx.silu:
-            z = torch.addcmul(shift, centred, scale * rstd)
-            dz = torch.ops.aten.silu_backward(dy, z)
-        else:
-            dz = dy
+            dz = torch.ops.aten.silu_backward(dy, torch.addcmul(shift - mean * slope, x, slope))
         sum_dz = dz.sum(1, keepdim=True)
-        sum_dz_n = (dz * centred).sum(1, keepdim=True) * rstd
+        sum_dz_n = ((dz * x).sum(1, keepdim=True) - mean * sum_dz) * rstd
         count = x.shape[1]
         mean_dn = _over_groups(scale * sum_dz, ctx.groups) / count
         mean_dn_n = _over_groups(scale * sum_dz_n, ctx.groups) / count
-        dx = torch.addcmul(-rstd * mean_dn, centred, -rstd.square() * mean_dn_n).addcmul_(dz, scale * rstd)
+        # dx = slope dz + a x + b, which spares the normalised map.
+        a = -rstd.square() * mean_dn_n
+        dx = torch.addcmul(-rstd * mean_dn - a * mean, x, a).addcmul_(dz, slope)
         return dx, sum_dz_n.sum_to_size(scale.shape), sum_dz.sum_to_size(shift.shape), None, None

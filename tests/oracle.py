@@ -156,12 +156,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, embedding_width: int, dropout: float) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, in_channels), nn.SiLU(), nn.Conv2d(in_channels, channels, 3, padding=1)
+            nn.GroupNorm(GROUPS, in_channels), nn.SiLU(inplace=True), nn.Conv2d(in_channels, channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_width, 2 * channels))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, channels),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Dropout(dropout),
             zeroed(nn.Conv2d(channels, channels, 3, padding=1)),
         )
@@ -196,7 +196,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=2))
 
 
 class OracleUNet(nn.Module):
@@ -267,7 +267,9 @@ class OracleUNet(nn.Module):
         self.middle_block = nn.ModuleList(middle)
         self.output_blocks = nn.ModuleList(nn.ModuleList(layers) for layers in decoder)
         self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, image_channels, 3, padding=1))
+            nn.GroupNorm(GROUPS, channels),
+            nn.SiLU(inplace=True),
+            zeroed(nn.Conv2d(channels, image_channels, 3, padding=1)),
         )
 
     def forward(
