@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from fdm_cli import data_files, video
@@ -61,7 +61,7 @@ class CachedVideo:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that could not be read: why, in one line that names it, and what can be done about it."""
+    """A file that could not be read: why, in one line that names it (within the data set), and what can be done."""
 
     message: str
     hint: str | None
@@ -69,11 +69,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How far decoding is: files done of all, and frames so far."""
+    """How far decoding is: files done of all, and frames so far; or that another process does it and is waited for."""
 
     done: int
     total: int
     frames: int
+    waiting: bool = False
 
 
 def cache_folder() -> Path:
@@ -156,21 +157,30 @@ class ClipCache:
             return
         with write_failures(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            # Another process that decodes the same files is waited for: then they are there.
-            with FileLock(self.folder.with_suffix(".lock")):
-                if self.exists():
-                    return
-                part = self.folder.with_suffix(".part")
-                # Whoever left these behind is dead, as the lock shows.
-                for leftover in (part, self.folder):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                try:
-                    part.mkdir()
-                    yield from self._write(part, strict)
-                    part.rename(self.folder)
-                    sync(self.folder.parent)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
+            lock = FileLock(self.folder.with_suffix(".lock"))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                yield Decoding(0, 0, 0, waiting=True)
+                lock.acquire()
+            try:
+                if not self.exists():
+                    yield from self._fill_locked(strict)
+            finally:
+                lock.release()
+
+    def _fill_locked(self, strict: bool) -> Iterator[Decoding]:
+        part = self.folder.with_suffix(".part")
+        # Whoever left these behind is dead, as the lock shows.
+        for leftover in (part, self.folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            part.mkdir()
+            yield from self._write(part, strict)
+            part.rename(self.folder)
+            sync(self.folder.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     @property
     def _frame_bytes(self) -> int:
@@ -205,7 +215,7 @@ class ClipCache:
                 except BadInput as error:
                     if strict:
                         raise
-                    skipped.append(Skipped(error.message, error.hint))
+                    skipped.append(Skipped(error.message.replace(f"{self.data.root}{os.sep}", ""), error.hint))
                     out.seek(begin * self._frame_bytes)
                     out.truncate()
                 else:

@@ -64,7 +64,7 @@ def twenty_good_clips(folder: Path, frames: int = 24) -> None:
     np.savez_compressed(folder / "clip-19.npz", frames=clips[19], fps=30.0)
 
 
-def others(folder: Path) -> None:
+def others(folder: Path, large: tuple[int, int] = (2000, 3000)) -> None:
     """What lies among good clips: broken, empty, disguised, too short, transparent and huge ones, and a note."""
     frames = moving_square(24, 48, 48)
     (folder / "empty.gif").touch()
@@ -75,6 +75,6 @@ def others(folder: Path) -> None:
     write_pictures(folder / "one.gif", frames[:1])
     images = [Image.fromarray(np.dstack([frame, 255 * (frame[..., 0] > 120)]).astype(np.uint8)) for frame in frames]
     images[0].save(folder / "transparent.gif", save_all=True, append_images=images[1:], duration=40, disposal=2)
-    write_container(folder / "large.mp4", moving_square(24, 2000, 3000))
+    write_container(folder / "large.mp4", moving_square(24, *large))
     (folder / "notes.txt").write_text("shot last summer")
     (folder / ".hidden.mp4").write_text("not to be looked at")

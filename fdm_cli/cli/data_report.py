@@ -21,6 +21,9 @@ def prepare(config: Config, output: Output) -> Survey:
 
     steps = dataset.decode(config)
     first = next(steps, None)
+    if first is not None and first.waiting:
+        output.note(f"waiting for another process that decodes {config.data.source}")
+        first = next(steps, None)
     if first is not None:
         output.note(f"decoding {config.data.source}")
         with output.progress(max(1, first.total), "files") as progress:
@@ -53,7 +56,7 @@ def lines(found: Survey, config: Config, sheet: Path | None) -> list[str]:
         result = [
             f"data: {found.source}: {found.frames} frames in {len(found.videos)} clips; {split}",
             f"kinds: {_counts(found.kinds())}",
-            f"sizes: {_counts(found.sizes())}; the model sees {config.model.image_size}x{config.model.image_size}",
+            f"sizes: {_counts(found.sizes())}; the model gets {config.model.image_size}x{config.model.image_size}",
             f"frames a second: {_counts(found.rates())}",
             *(f"left out {skipped.message}" for skipped in found.skipped),
             *([_short(found, config)] if found.short else []),
@@ -72,9 +75,9 @@ def _short(found: Survey, config: Config) -> str:
 
 
 def _counts(counts: dict[str, int], most: int = 6) -> str:
-    """`12 GIF, 3 MP4`, the most frequent first."""
-    shown = [f"{count} {name}" for name, count in list(counts.items())[:most]]
-    return ", ".join(shown) + (f" and {len(counts) - most} more kinds" if len(counts) > most else "")
+    """`GIF (12), MP4 (3)`, the most frequent first."""
+    shown = [f"{name} ({count})" for name, count in list(counts.items())[:most]]
+    return ", ".join(shown) + (f" and {len(counts) - most} others" if len(counts) > most else "")
 
 
 def draw_sheet(config: Config) -> Path:
