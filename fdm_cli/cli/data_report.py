@@ -111,9 +111,11 @@ def draw_sheet(config: Config) -> Path:
 
 def _new_name(stem: str) -> Path:
     """STEM.clips.png, or STEM-2.clips.png and so on when that is taken."""
+    from fdm_cli.data_files import SHEET_SUFFIX
+
     number = 1
     while True:
-        path = Path(f"{stem or 'data'}.clips.png" if number == 1 else f"{stem or 'data'}-{number}.clips.png")
+        path = Path(f"{stem or 'data'}{'' if number == 1 else f'-{number}'}{SHEET_SUFFIX}")
         if not path.exists():
             return path
         number += 1
