@@ -1,7 +1,12 @@
 """`fdm train --data` on folders as people have them, through the real command."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ from PIL import Image
 
 from fdm_cli.checkpoint import read_state
 from tests import clips
-from tests.conftest import fdm
+from tests.conftest import ROOT, fdm
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +106,24 @@ def test_resuming_is_exact_and_wants_the_same_data(tmp_path):
         "the data has changed since the run began: 20 clips, 499 frames then, 21 clips, 529 frames now" in done.stderr
     )
     assert "--init-from run/checkpoints/step-00000005.pt" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_while_decoding_stops_at_once_and_leaves_nothing(tmp_path, name, code):
+    (tmp_path / "data").mkdir()
+    clips.write_container(tmp_path / "data" / "long.mp4", clips.moving_square(2000, 240, 320))
+    command = [sys.executable, "-m", "fdm_cli", *map(str, TINY), "--data", "data", "--run", "run"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FDM_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "cache").glob("*.part")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert [entry.suffix for entry in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk(my_videos, tmp_path):
