@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdm_cli import video
-from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.errors import BadInput, FdmError, RunFailed
 from fdm_cli.files import write_failures
 from fdm_cli.video import Video, VideoInfo
 
@@ -169,7 +168,9 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
         array = np.load(path if path.suffix.lower() == ".npy" else scratch, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise BadInput(f"{path}: holds an NPZ file, not an NPY file", "rename it to .npz")
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (FdmError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, its decompressors and numpy have many
         raise BadInput(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from None
     if array.dtype != np.uint8:
         raise BadInput(f"{path}: holds {array.dtype}, not uint8", "pixels are 0 to 255")

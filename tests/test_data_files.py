@@ -111,6 +111,7 @@ def test_arrays_that_are_no_clips(tmp_path, array, says):
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": 0.0}, "its rate is 0.0"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": np.nan}, "its rate is nan"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": "fast"}, "cannot be read"),
+        ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": [10.0, 12.0]}, "cannot be read"),
         ({}, "holds 0 arrays"),
     ],
 )
