@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
-from fdm_cli import video
+from fdm_cli.batches import Ahead, Batch, draw_batch
 from fdm_cli.checkpoint import load_checkpoint, refuse_mismatch
 from fdm_cli.config import Config
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import Interrupted, RunFailed
-from fdm_cli.masks import sample_masks
-from fdm_cli.randomness import derive_seed, generator
+from fdm_cli.randomness import derive_seed
 from fdm_cli.run_folder import RunFolder, StopSignals
 from fdm_cli.unet import UNet
 
@@ -51,39 +50,6 @@ class StepStats:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one step trains on: videos (B, K, C, H, W), masks and indices (B, K), timestep (B,), noise like x_0."""
-
-    x_0: Tensor
-    frame_indices: Tensor
-    observed: Tensor
-    latent: Tensor
-    timestep: Tensor
-    eps: Tensor
-
-
-def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
-    """Clips number `first_number`, `first_number` + 1, ... of the endless stream that the seed stands for."""
-    videos, windows, timesteps, noises = [], [], [], []
-    for number in range(first_number, first_number + size):
-        draws = generator(seed, "clip", number)
-        window = sample_masks(config.data.clip_length, config.model.window, draws)
-        videos.append(clips.clip(draws, window.frame_indices.numpy()))
-        windows.append(window)
-        timesteps.append(int(torch.randint(config.diffusion.timesteps, (), generator=draws)))
-        frames, height, width, channels = videos[-1].shape
-        noises.append(torch.randn(frames, channels, height, width, generator=draws))
-    return Batch(
-        x_0=torch.stack([video.to_model(frames) for frames in videos]),
-        frame_indices=torch.stack([window.frame_indices for window in windows]),
-        observed=torch.stack([window.observed for window in windows]),
-        latent=torch.stack([window.latent for window in windows]),
-        timestep=torch.tensor(timesteps),
-        eps=torch.stack(noises),
-    )
-
-
 class Trainer:
     """Network, EMA and optimizer of a run, and the step that changes them."""
 
@@ -102,6 +68,13 @@ class Trainer:
             self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
         self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
+        self.batches = Ahead(self._draw)
+
+    def _draw(self, step: int) -> Batch:
+        """What the step after `step` steps trains on; called in a thread of its own, one step ahead."""
+        training = self.config.training
+        batch = draw_batch(self.config, self.clips, step * training.batch_size, training.batch_size, training.seed)
+        return batch.pinned() if self.device.type == "cuda" else batch
 
     def train_step(self) -> tuple[float, float]:
         """One AdamW step on the next clips; returns loss and gradient norm.
@@ -109,8 +82,7 @@ class Trainer:
         When either is not finite the step is counted but changes no weights.
         """
         training = self.config.training
-        batch = draw_batch(self.config, self.clips, self.step * training.batch_size, training.batch_size, training.seed)
-        batch = Batch(**{name: tensor.to(self.device) for name, tensor in vars(batch).items()})
+        batch = self.batches(self.step).to(self.device)
         x_t = self.process.q_sample(batch.x_0, batch.timestep, batch.eps)
         self.model.train()
         # Dropout draws from torch's global generator; seeded by the step, it needs no saving.

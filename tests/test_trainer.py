@@ -1,8 +1,9 @@
 import torch
 
 from fdm_cli import config as configuration
+from fdm_cli.batches import draw_batch
 from fdm_cli.dataset import open_clips
-from fdm_cli.trainer import Trainer, draw_batch
+from fdm_cli.trainer import Trainer
 
 
 def make(*overrides) -> Trainer:
