@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
 from fdm_cli import video
 from fdm_cli.checkpoint import load_checkpoint, refuse_mismatch
-from fdm_cli.config import Config
+from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import Interrupted, RunFailed
+from fdm_cli.gradients import Batch, add_gradients
 from fdm_cli.masks import sample_masks
 from fdm_cli.randomness import derive_seed, generator
 from fdm_cli.run_folder import RunFolder, StopSignals
@@ -49,18 +51,6 @@ class StepStats:
     loss: float
     gradient_norm: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step trains on: videos (B, K, C, H, W), masks and indices (B, K), timestep (B,), noise like x_0."""
-
-    x_0: Tensor
-    frame_indices: Tensor
-    observed: Tensor
-    latent: Tensor
-    timestep: Tensor
-    eps: Tensor
 
 
 def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
@@ -101,6 +91,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
+        self.scaler = GradScaler(device.type, enabled=training.precision == "fp16")
         self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
 
     def train_step(self) -> tuple[float, float]:
@@ -109,28 +100,25 @@ class Trainer:
         When either is not finite the step is counted but changes no weights.
         """
         training = self.config.training
-        batch = draw_batch(self.config, self.clips, self.step * training.batch_size, training.batch_size, training.seed)
-        batch = Batch(**{name: tensor.to(self.device) for name, tensor in vars(batch).items()})
-        x_t = self.process.q_sample(batch.x_0, batch.timestep, batch.eps)
-        self.model.train()
-        # Dropout draws from torch's global generator; seeded by the step, it needs no saving.
-        torch.manual_seed(derive_seed(training.seed, "dropout", self.step))
-        output = self.model(
-            x_t,
-            batch.timestep,
-            x_0=batch.x_0,
-            frame_indices=batch.frame_indices,
-            observed_mask=batch.observed,
-            latent_mask=batch.latent,
-        )
-        loss = self.process.loss(batch.x_0, batch.timestep, batch.eps, output, batch.latent).mean()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(training, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.model.train()
+        size = training.batch_size // training.accumulation
+        first = self.step * training.batch_size
+        parts = []
+        for number in range(first, first + training.batch_size, size):
+            batch = draw_batch(self.config, self.clips, number, size, training.seed).to(self.device)
+            # Dropout draws from torch's global generator; seeded by the part's first clip, it needs no saving.
+            torch.manual_seed(derive_seed(training.seed, "dropout", number))
+            parts.append(add_gradients(self.model, self.process, batch, training, self.scaler))
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
-        values = float(loss.detach()), float(norm)
+        values = float(torch.stack(parts).mean()), float(norm)
         if all(map(math.isfinite, values)):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             self.ema.update_parameters(self.model)
+        self.scaler.update()
         self.step += 1
         return values
 
@@ -154,6 +142,7 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "ema_updates": int(self.ema.n_averaged),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -162,7 +151,16 @@ class Trainer:
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["ema_updates"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
         self.step = state["step"]
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """Of the step after `step` steps: rises linearly over the warm-up, then stays or falls to 0 at the last step."""
+    warmup = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    progress = max(0, step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    return training.learning_rate * warmup * decay[training.schedule]
 
 
 def _ema_update(decay: float) -> Any:
