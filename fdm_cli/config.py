@@ -43,8 +43,10 @@ class MovingMnistConfig:
 class DataConfig:
     """Where training clips come from."""
 
-    source: str = "moving-mnist"  # the built-in digits, or a path: IDX digits, .npy or .npz clips
+    source: str = "moving-mnist"  # the built-in digits, or a path: a folder of videos, one video, IDX digits
     clip_length: int = limits(30, 1, 100_000)  # N, frames; schemes that reach further are out of distribution
+    masks: Literal["paper", "filled"] = "paper"  # how training windows are drawn: masks.sample_masks
+    strict: bool = False  # an unreadable file is an error instead of being left out
     moving_mnist: MovingMnistConfig = MovingMnistConfig()
 
 

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from fdm_cli.batches import Batch
 from fdm_cli.config import TrainingConfig
 from fdm_cli.diffusion import Process
 from fdm_cli.unet import Window
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What the network trains on: videos (B, K, C, H, W), masks and indices (B, K), timestep (B,), noise like x_0."""
-
-    x_0: Tensor
-    frame_indices: Tensor
-    observed: Tensor
-    latent: Tensor
-    timestep: Tensor
-    eps: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
 
 def clip_losses(

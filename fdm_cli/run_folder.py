@@ -1,6 +1,6 @@
 """A training run's files, and the signals that end it.
 
-    config.yaml  metrics.jsonl  checkpoints/step-00001000.pt
+    config.yaml  data.json  metrics.jsonl  checkpoints/step-00001000.pt
 
 One process at a time: the folder is locked, and the lock goes away with the process, however it ends.
 """
@@ -39,6 +39,7 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.config = path / "config.yaml"
+        self.data = path / "data.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -84,6 +85,25 @@ class RunFolder:
         """Writes config.yaml."""
         with replacing(self.config) as temporary:
             temporary.write_text(configuration.to_yaml(config), encoding="utf-8")
+
+    def write_data(self, fingerprint: str, about: str) -> None:
+        """Writes data.json: what the run trains on."""
+        with replacing(self.data) as temporary:
+            temporary.write_text(json.dumps({"fingerprint": fingerprint, "about": about}) + "\n", encoding="utf-8")
+
+    def check_data(self, fingerprint: str, about: str) -> None:
+        """Raises BadInput when the run has been trained on other data; a run that did not note it is believed."""
+        try:
+            before = json.loads(self.data.read_text(encoding="utf-8"))
+            same, was = before["fingerprint"] == fingerprint, before["about"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if not same:
+            newest = self.checkpoints()[-1:]
+            raise BadInput(
+                f"{self.path}: the data has changed since the run began: {was} then, {about} now",
+                f"bring it back, or start another run with --init-from {newest[0] if newest else 'CHECKPOINT'}",
+            )
 
     def save(self, state: Mapping[str, Any], keep: int) -> Path:
         """Writes a checkpoint and deletes all but the newest `keep`. Raises RunFailed, older files intact."""

@@ -21,15 +21,14 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
-from fdm_cli import video
+from fdm_cli.batches import Ahead, Batch, draw_batch
 from fdm_cli.checkpoint import load_checkpoint, refuse_mismatch
 from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import Interrupted, RunFailed
-from fdm_cli.gradients import Batch, add_gradients
-from fdm_cli.masks import sample_masks
-from fdm_cli.randomness import derive_seed, generator
+from fdm_cli.gradients import add_gradients
+from fdm_cli.randomness import derive_seed
 from fdm_cli.run_folder import RunFolder, StopSignals
 from fdm_cli.unet import UNet
 
@@ -53,27 +52,6 @@ class StepStats:
     seconds: float
 
 
-def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
-    """Clips number `first_number`, `first_number` + 1, ... of the endless stream that the seed stands for."""
-    videos, windows, timesteps, noises = [], [], [], []
-    for number in range(first_number, first_number + size):
-        draws = generator(seed, "clip", number)
-        window = sample_masks(config.data.clip_length, config.model.window, draws)
-        videos.append(clips.clip(draws, window.frame_indices.numpy()))
-        windows.append(window)
-        timesteps.append(int(torch.randint(config.diffusion.timesteps, (), generator=draws)))
-        frames, height, width, channels = videos[-1].shape
-        noises.append(torch.randn(frames, channels, height, width, generator=draws))
-    return Batch(
-        x_0=torch.stack([video.to_model(frames) for frames in videos]),
-        frame_indices=torch.stack([window.frame_indices for window in windows]),
-        observed=torch.stack([window.observed for window in windows]),
-        latent=torch.stack([window.latent for window in windows]),
-        timestep=torch.tensor(timesteps),
-        eps=torch.stack(noises),
-    )
-
-
 class Trainer:
     """Network, EMA and optimizer of a run, and the step that changes them."""
 
@@ -93,6 +71,13 @@ class Trainer:
         )
         self.scaler = GradScaler(device.type, enabled=training.precision == "fp16")
         self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
+        self.batches = Ahead(self._draw)
+
+    def _draw(self, step: int) -> Batch:
+        """What the step after `step` steps trains on; called in a thread of its own, one step ahead."""
+        training = self.config.training
+        batch = draw_batch(self.config, self.clips, step * training.batch_size, training.batch_size, training.seed)
+        return batch.pinned() if self.device.type == "cuda" else batch
 
     def train_step(self) -> tuple[float, float]:
         """One AdamW step on the next clips; returns loss and gradient norm.
@@ -104,17 +89,14 @@ class Trainer:
             group["lr"] = learning_rate(training, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
-        size = training.batch_size // training.accumulation
-        first = self.step * training.batch_size
-        parts = []
-        for number in range(first, first + training.batch_size, size):
-            batch = draw_batch(self.config, self.clips, number, size, training.seed).to(self.device)
-            # Dropout draws from torch's global generator; seeded by the part's first clip, it needs no saving.
-            torch.manual_seed(derive_seed(training.seed, "dropout", number))
-            parts.append(add_gradients(self.model, self.process, batch, training, self.scaler))
+        losses = []
+        for number, part in enumerate(self.batches(self.step).split(training.accumulation)):
+            # Dropout draws from torch's global generator; seeded by the step and the part, it needs no saving.
+            torch.manual_seed(derive_seed(training.seed, "dropout", self.step, number))
+            losses.append(add_gradients(self.model, self.process, part.to(self.device), training, self.scaler))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
-        values = float(torch.stack(parts).mean()), float(norm)
+        values = float(torch.stack(losses).mean()), float(norm)
         if all(map(math.isfinite, values)):
             self.scaler.step(self.optimizer)
             self.ema.update_parameters(self.model)

@@ -205,7 +205,9 @@ def to_model(frames: Frame) -> torch.Tensor:
     """uint8 `(N, H, W, C)` -> float32 `(N, C, H, W)` in [-1, 1]."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))).float().div_(127.5).sub_(1.0)
+    # By numpy, which takes one thread: batches are made beside a training step that uses all of torch's.
+    levels = np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).astype(np.float32)
+    return torch.from_numpy(levels / np.float32(127.5) - np.float32(1.0))
 
 
 def to_uint8(frames: torch.Tensor) -> Frame:
@@ -497,11 +499,13 @@ def _open_photo(path: Path) -> Video:
 def image_files(folder: Path) -> list[Path]:
     """The images of a folder in natural order (frame-2 before frame-10); hidden and other files are left out."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+    return sorted(files, key=lambda file: natural_order(file.name))
 
-    def natural(file: Path) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file.name.lower())]
 
-    return sorted(files, key=lambda file: (natural(file), file.name))
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A key that sorts names as people do: frame-2 before frame-10, upper case among lower case."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
 def _open_folder(folder: Path) -> Video:

@@ -22,6 +22,14 @@ def fdm(*arguments: object, cwd: Path | None = None, check: int | None = 0, **en
     return done
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory):
+    """Decoded videos of tests do not go to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FDM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def micro_run(tmp_path_factory) -> Path:
     """A run folder of `micro`, trained for a few steps."""

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from fdm_cli import config as configuration
+from fdm_cli.batches import draw_batch
 from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
-from fdm_cli.trainer import Trainer, draw_batch, learning_rate
+from fdm_cli.trainer import Trainer, learning_rate
 
 
 def make(*overrides) -> Trainer:

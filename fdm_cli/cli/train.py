@@ -32,8 +32,11 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="moving-mnist, an IDX file of digits, or .npy or .npz clips."),
+        typer.Option(metavar="SOURCE", help="Folder of videos, one video, IDX digits, or moving-mnist."),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a video that cannot be read, instead of leaving it out.")
+    ] = False,
     run: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: a new one in runs/.")] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1_000_000_000, help="Training steps in all.")
@@ -69,6 +72,7 @@ def train(
     sets = list(overrides or [])
     shortcuts = {
         "data.source": None if data is None else json_module.dumps(data),
+        "data.strict": "true" if strict else None,
         "training.steps": steps,
         "training.batch_size": batch_size,
         "training.seed": seed,
@@ -91,7 +95,7 @@ def train(
         if folder.checkpoints():
             raise BadInput(f"{folder.path} already holds a run", "--resume goes on with it; --run names another folder")
     if dry_run:
-        _show_plan(config, folder, output)
+        _show_plan(config, folder, data is not None, output)
         return
     _train(config, folder, init_from, device.value, threads, output)
 
@@ -157,19 +161,27 @@ def _first_difference(run: dict, asked: dict, path: str) -> str | None:  # type:
     return found
 
 
-def _show_plan(config: Config, folder: RunFolder, output: Output) -> None:
+def _show_plan(config: Config, folder: RunFolder, draw_sheet: bool, output: Output) -> None:
     import torch
 
     from fdm_cli import config as configuration
-    from fdm_cli.dataset import open_clips
+    from fdm_cli.cli import data_report
+    from fdm_cli.dataset import BUILT_IN
     from fdm_cli.unet import UNet
 
-    open_clips(config)
+    found = data_report.prepare(config, output)
+    sheet = data_report.draw_sheet(config) if draw_sheet or config.data.source != BUILT_IN else None
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
     output.result(
-        {"run": str(folder.path), "config": configuration.to_dict(config), "parameters": parameters},
-        f"{configuration.to_yaml(config)}# {parameters / 1e6:.2f} M parameters, run folder {folder.path}",
+        {
+            "run": str(folder.path),
+            "config": configuration.to_dict(config),
+            "parameters": parameters,
+            "data": {**found.to_dict(), "sheet": None if sheet is None else str(sheet)},
+        },
+        f"{configuration.to_yaml(config)}# {parameters / 1e6:.2f} M parameters, run folder {folder.path}\n"
+        + "\n".join(f"# {line}" for line in data_report.lines(found, config, sheet)),
     )
 
 
@@ -179,23 +191,29 @@ def _train(
     import time
 
     from fdm_cli import trainer as training
+    from fdm_cli.cli import data_report
     from fdm_cli.dataset import open_clips
     from fdm_cli.device import choose_device
     from fdm_cli.run_folder import StopSignals
 
     device = choose_device(device_name, threads)
+    found = data_report.prepare(config, output)
+    data_report.name_left_out(found, config, output)
     clips = open_clips(config)
     with folder.locked(), StopSignals() as stop:
         state, remarks = folder.newest_state()
         for remark in remarks:
             output.warn(remark)
         trainer = training.Trainer(config, clips, device)
+        about = data_report.about(found)
         if state is not None:
+            folder.check_data(found.fingerprint, about)
             trainer.load(state)
         elif init_from is not None:
             trainer.start_from(init_from)
         folder.forget_metrics_after(trainer.step)
         folder.write_config(config)
+        folder.write_data(found.fingerprint, about)
         if init_from is not None:
             # Killed before its first checkpoint, the run must not be resumed from random weights.
             folder.save(trainer.state(), config.training.keep_checkpoints)

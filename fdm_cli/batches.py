@@ -1,0 +1,98 @@
+"""What training steps train on: batches of clips, drawn by number, one step ahead of the step that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdm_cli import video
+from fdm_cli.config import Config
+from fdm_cli.dataset import Clips
+from fdm_cli.masks import sample_masks
+from fdm_cli.randomness import generator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: videos (B, K, C, H, W), masks and indices (B, K), timestep (B,), noise like x_0."""
+
+    x_0: Tensor
+    frame_indices: Tensor
+    observed: Tensor
+    latent: Tensor
+    timestep: Tensor
+    eps: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; from pinned memory the copy runs beside what the device does."""
+        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+
+    def split(self, parts: int) -> list[Batch]:
+        """The same in equal parts."""
+        size = len(self.timestep) // parts
+        split = [tensor.split(size) for tensor in vars(self).values()]
+        return [Batch(*part) for part in zip(*split, strict=True)]
+
+    def pinned(self) -> Batch:
+        """The same in memory from which a GPU fetches by itself."""
+        return Batch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+
+
+def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
+    """Clips number `first_number`, `first_number` + 1, ... of the endless stream that the seed stands for.
+
+    Each clip is a function of the seed and its number alone: the window, the clip, the timestep and the noise are
+    drawn from its generator, in this order.
+    """
+    data, model = config.data, config.model
+    places = min(model.window, data.clip_length)
+    eps = torch.empty(size, places, model.image_channels, model.image_size, model.image_size)
+    videos, windows, timesteps = [], [], []
+    for place in range(size):
+        draws = generator(seed, "clip", first_number + place)
+        window = sample_masks(data.clip_length, model.window, draws, data.masks)
+        videos.append(clips.clip(draws, window.frame_indices.numpy()))
+        windows.append(window)
+        timesteps.append(int(torch.randint(config.diffusion.timesteps, (), generator=draws)))
+        eps[place].normal_(generator=draws)
+    return Batch(
+        x_0=video.to_model(np.concatenate(videos)).view_as(eps),
+        frame_indices=torch.stack([window.frame_indices for window in windows]),
+        observed=torch.stack([window.observed for window in windows]),
+        latent=torch.stack([window.latent for window in windows]),
+        timestep=torch.tensor(timesteps),
+        eps=eps,
+    )
+
+
+class Ahead(Generic[T]):
+    """Makes things by number, each while the one before is being used.
+
+    Asking for number n returns it and starts making n + 1 in a thread. What is returned does not depend on the
+    thread: any number may be asked for at any time, only those asked for in order were made beforehand. What
+    `make` raises is raised where the thing is asked for.
+
+    Args:
+        make: a function of the number alone.
+    """
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+        # Ends with the interpreter, at the latest when the thing in the making is done.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[T]] | None = None
+
+    def __call__(self, number: int) -> T:
+        """Thing number `number`."""
+        number_made, future = self._next or (None, None)
+        made = future.result() if future is not None and number_made == number else self._make(number)
+        self._next = number + 1, self._thread.submit(self._make, number + 1)
+        return made

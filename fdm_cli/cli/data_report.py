@@ -1,0 +1,115 @@
+"""What `fdm train` says of its data: decoding with progress, what was found, a contact sheet of training windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdm_cli.cli.render import Output
+
+if TYPE_CHECKING:
+    from fdm_cli.config import Config
+    from fdm_cli.dataset import Survey
+
+SHEET_CLIPS = 8  # rows of the sheet
+SHEET_FRAMES = 32  # the most columns
+
+
+def prepare(config: Config, output: Output) -> Survey:
+    """Decodes the data unless that has been done, and returns what there is."""
+    from fdm_cli import dataset
+
+    steps = dataset.decode(config)
+    first = next(steps, None)
+    if first is not None and first.waiting:
+        output.note(f"waiting for another process that decodes {config.data.source}")
+        first = next(steps, None)
+    if first is not None:
+        output.note(f"decoding {config.data.source}")
+        with output.progress(max(1, first.total), "files") as progress:
+            for step in steps:
+                progress.update(step.done, f"{step.frames} frames")
+    return dataset.survey(config)
+
+
+def name_left_out(found: Survey, config: Config, output: Output) -> None:
+    """A line on stderr for each file that cannot be read, and one for those that are too short."""
+    for skipped in found.skipped:
+        output.warn(f"left out {skipped.message}")
+    if found.short:
+        output.note(_short(found, config))
+
+
+def about(found: Survey) -> str:
+    """How much data there is, in a few words."""
+    if found.unit == "digits":
+        return f"{found.training} digits"
+    return f"{found.training + found.held_out} clips, {found.frames} frames"
+
+
+def lines(found: Survey, config: Config, sheet: Path | None) -> list[str]:
+    """What was found and what was left out, for a person."""
+    split = f"{found.training} {found.unit} for training, {found.held_out} held out"
+    if found.unit == "digits":
+        result = [f"data: {found.source}: {split}"]
+    else:
+        result = [
+            f"data: {found.source}: {found.frames} frames in {len(found.videos)} clips; {split}",
+            f"kinds: {_counts(found.kinds())}",
+            f"sizes: {_counts(found.sizes())}; the model gets {config.model.image_size}x{config.model.image_size}",
+            f"frames a second: {_counts(found.rates())}",
+            *(f"left out {skipped.message}" for skipped in found.skipped),
+            *([_short(found, config)] if found.short else []),
+            *([f"{found.ignored} other files in the folder"] if found.ignored else []),
+            f"decoded into {found.cache}",
+        ]
+    if sheet is not None:
+        result.append(f"{sheet}: training windows; observed frames blue, latent ones orange and dashed, padding bare")
+    return result
+
+
+def _short(found: Survey, config: Config) -> str:
+    names = ", ".join(f"{entry.name} ({entry.frames})" for entry in found.short[:5])
+    more = f" and {len(found.short) - 5} more" if len(found.short) > 5 else ""
+    return f"left out {len(found.short)} shorter than data.clip_length {config.data.clip_length}: {names}{more}"
+
+
+def _counts(counts: dict[str, int], most: int = 6) -> str:
+    """`GIF (12), MP4 (3)`, the most frequent first."""
+    shown = [f"{name} ({count})" for name, count in list(counts.items())[:most]]
+    return ", ".join(shown) + (f" and {len(counts) - most} others" if len(counts) > most else "")
+
+
+def draw_sheet(config: Config) -> Path:
+    """Writes the first training windows of the run as a new PNG in the current folder, a window a row."""
+    import torch
+
+    from fdm_cli import picture, video
+    from fdm_cli.batches import draw_batch
+    from fdm_cli.dataset import open_clips
+
+    batch = draw_batch(config, open_clips(config), 0, SHEET_CLIPS, config.training.seed)
+    frames, labels, markers = [], [], []
+    columns = picture.spread(batch.frame_indices.shape[1], SHEET_FRAMES)
+    for x_0, indices, observed, latent in zip(
+        batch.x_0, batch.frame_indices, batch.observed, batch.latent, strict=True
+    ):
+        order = torch.argsort(indices)[columns]
+        frames += list(video.to_uint8(x_0[order]))
+        labels += [str(int(index)) for index in indices[order]]
+        markers += [
+            picture.OBSERVED if observed[place] else picture.LATENT if latent[place] else None for place in order
+        ]
+    path = _new_name(Path(config.data.source).expanduser().resolve().stem)
+    picture.write_png(path, picture.contact_sheet(frames, labels=labels, markers=markers, columns=len(columns)))
+    return path
+
+
+def _new_name(stem: str) -> Path:
+    """STEM.clips.png, or STEM-2.clips.png and so on when that is taken."""
+    number = 1
+    while True:
+        path = Path(f"{stem or 'data'}.clips.png" if number == 1 else f"{stem or 'data'}-{number}.clips.png")
+        if not path.exists():
+            return path
+        number += 1

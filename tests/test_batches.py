@@ -1,0 +1,63 @@
+import threading
+
+import pytest
+import torch
+
+from fdm_cli import config as configuration
+from fdm_cli.batches import Ahead, draw_batch
+from fdm_cli.dataset import open_clips
+
+
+@pytest.mark.parametrize("masks", ["paper", "filled"])
+def test_a_clip_belongs_to_its_number_not_to_its_batch(masks):
+    config = configuration.load_preset("micro", [f"data.masks={masks}"])
+    clips = open_clips(config)
+    four, two = (draw_batch(config, clips, first, size, 3) for first, size in ((8, 4), (10, 2)))
+    for name, tensor in vars(four).items():
+        assert torch.equal(tensor[2:], getattr(two, name)), name
+    other = draw_batch(config, clips, 10, 2, 4)
+    assert not torch.equal(other.eps, two.eps)
+    assert not torch.equal(other.x_0, two.x_0)
+
+
+def test_a_batch_is_what_the_network_takes():
+    config = configuration.load_preset("micro", ["model.image_channels=3", "data.masks=filled"])
+    batch = draw_batch(config, open_clips(config), 0, 2, 0)
+    assert batch.x_0.shape == batch.eps.shape == (2, 16, 3, 16, 16)
+    assert batch.x_0.dtype == torch.float32
+    assert batch.x_0.min() >= -1
+    assert batch.x_0.max() <= 1
+    assert batch.frame_indices.shape == batch.observed.shape == batch.latent.shape == (2, 16)
+    assert (batch.observed | batch.latent).all()
+    assert batch.timestep.shape == (2,)
+    assert abs(batch.eps.mean()) < 0.05
+    assert abs(batch.eps.std() - 1) < 0.05
+
+
+def test_the_next_one_is_made_beforehand_and_any_order_gives_the_same():
+    made = []
+    ahead = Ahead(lambda number: made.append((number, threading.current_thread().name)) or number * number)
+    asked = [0, 1, 2, 7, 8, 2, 2, 3]
+    assert [ahead(number) for number in asked] == [number * number for number in asked]
+    in_order = {number for number, thread in made if thread != threading.current_thread().name}
+    assert in_order >= {1, 2, 8, 3}
+    assert {number for number, thread in made if thread == threading.current_thread().name} == {0, 7, 2}
+
+
+def test_making_goes_on_while_the_last_one_is_used():
+    begun = threading.Event()
+    ahead = Ahead(lambda number: begun.set() if number == 1 else None)
+    ahead(0)
+    assert begun.wait(10)
+
+
+def test_what_goes_wrong_beforehand_is_raised_where_it_is_asked_for():
+    def make(number: int) -> int:
+        if number == 2:
+            raise OSError(5, "the disk is gone")
+        return number
+
+    ahead = Ahead(make)
+    assert [ahead(0), ahead(1)] == [0, 1]
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead(2)
