@@ -142,13 +142,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.network.train()
         parts = self.batches(self.step).split(training.accumulation)
+        alone = self.network.no_sync if isinstance(self.network, DistributedDataParallel) else nullcontext
         losses = []
         for number, part in enumerate(parts):
             # Dropout draws from torch's global generator; seeded anew for each part, it needs no saving.
             torch.manual_seed(derive_seed(training.seed, "dropout", self.step, number, self.ranks.rank))
             # Only the last part's backward pass averages the gradients, everything that was added up, over the ranks.
-            wait = isinstance(self.network, DistributedDataParallel) and number + 1 < len(parts)
-            with self.network.no_sync() if wait else nullcontext():
+            with alone() if number + 1 < len(parts) else nullcontext():
                 losses.append(self._add_gradients(part.to(self.device)))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
