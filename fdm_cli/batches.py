@@ -33,7 +33,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device; from pinned memory the copy runs beside what the device does."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        beside = device.type == "cuda"
+        return Batch(**{name: tensor.to(device, non_blocking=beside) for name, tensor in vars(self).items()})
 
     def split(self, parts: int) -> list[Batch]:
         """The same in equal parts."""

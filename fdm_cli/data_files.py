@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdm_cli import video
-from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.errors import BadInput, FdmError, RunFailed
 from fdm_cli.files import write_failures
 from fdm_cli.video import Video, VideoInfo
 
 ARRAYS = (".npy", ".npz")
+SHEET_SUFFIX = ".clips.png"  # of the sheets that `fdm train --dry-run` draws
+MAX_UNPACKED = 64 << 30  # bytes of an NPZ; a few megabytes can claim as much
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Source:
 def find(root: Path) -> DataFiles:
     """Looks for videos and images in a folder and all folders in it; a file is itself.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder is looked into once.
+    Hidden files and folders are left out, and what `fdm train` itself may have written there: run folders and sheets.
+    Links to folders are followed, each folder is looked into once.
 
     Raises:
         BadInput: a folder that cannot be read.
@@ -71,7 +73,7 @@ def find(root: Path) -> DataFiles:
     folders = [root]
     while folders:
         folder = folders.pop()
-        if folder.resolve() in seen:
+        if folder.resolve() in seen or _is_run(folder):
             continue
         seen.add(folder.resolve())
         try:
@@ -81,12 +83,16 @@ def find(root: Path) -> DataFiles:
         for entry in entries:
             if entry.is_dir():
                 folders.append(entry)
-            elif entry.suffix.lower() in video.KINDS:
+            elif entry.suffix.lower() in video.KINDS and not entry.name.endswith(SHEET_SUFFIX):
                 found.append(entry)
             else:
                 ignored += 1
     found.sort(key=lambda file: [video.natural_order(part) for part in file.relative_to(root).parts])
     return DataFiles(root, tuple(found), ignored)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
 def sources(data: DataFiles) -> list[Source]:
@@ -162,7 +168,9 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
         array = np.load(path if path.suffix.lower() == ".npy" else scratch, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise BadInput(f"{path}: holds an NPZ file, not an NPY file", "rename it to .npz")
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (FdmError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, its decompressors and numpy have many
         raise BadInput(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from None
     if array.dtype != np.uint8:
         raise BadInput(f"{path}: holds {array.dtype}, not uint8", "pixels are 0 to 255")
@@ -187,6 +195,11 @@ def _unpack(path: Path, scratch: Path) -> float:
         name = "frames.npy" if "frames.npy" in names else names[0] if len(names) == 1 else None
         if name is None:
             raise BadInput(f"{path}: holds {len(names)} arrays", "call the one with the clips `frames`")
+        if archive.getinfo(name).file_size > MAX_UNPACKED:
+            raise BadInput(
+                f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB",
+                "save the array as .npy, which needs no unpacking",
+            )
         size, free = archive.getinfo(name).file_size, shutil.disk_usage(scratch.parent).free
         if size > free:
             raise RunFailed(f"no space left to unpack {path}: {size} bytes, {free} are free", "see FDM_CACHE")

@@ -4,6 +4,7 @@ Two things that are compared run in turn, and the ratio of their medians is what
 shared. Prints one line a figure.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -157,7 +158,51 @@ def _training_step(model, optimizer, process, draws) -> Callable[[], None]:
     return step
 
 
-PARTS = {"start-up": start_up, "network": network}
+STEPS_A_TURN = 10  # the first batch of a turn may have been made in the other's turn
+
+
+def data() -> None:
+    """Training steps on real data beside the same steps on one batch in memory: built-in digits, a folder of clips."""
+    import tempfile
+
+    import torch
+
+    from tests import clips
+
+    print(f"data: {torch.get_num_threads()} threads, fp32, {STEPS_A_TURN} steps a turn")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FDM_CACHE"] = f"{folder}/cache"
+        clips.twenty_good_clips(Path(folder) / "clips", frames=60)
+        for preset, turns in (("micro", 11), ("moving-mnist-small", 5)):
+            for source in ("moving-mnist", f"{folder}/clips"):
+                compare_with_fixed_batch(preset, source, turns)
+
+
+def compare_with_fixed_batch(preset: str, source: str, turns: int) -> None:
+    """Prints the time of a step with the data pipeline and with a batch that is there already."""
+    import torch
+
+    from fdm_cli import config as configuration
+    from fdm_cli.dataset import open_clips
+    from fdm_cli.trainer import Trainer
+
+    config = configuration.load_preset(preset, [f"data.source={source}"])
+    real, fixed = (Trainer(config, open_clips(config), torch.device("cpu")) for _ in range(2))
+    batches = [real.batches(number) for number in range(STEPS_A_TURN)]  # the same work: a window's size decides on it
+
+    def steps(trainer: Trainer) -> None:
+        trainer.step = 0
+        for _ in range(STEPS_A_TURN):
+            trainer.train_step()
+
+    fixed.batches = batches.__getitem__
+    real_time, fixed_time = (time / STEPS_A_TURN for time in in_turn(turns, lambda: steps(real), lambda: steps(fixed)))
+    name = "built-in digits" if source == "moving-mnist" else "a folder of clips"
+    print(f"{preset}: {name}: {real_time:.4f} s a step; batches in memory {fixed_time:.4f} s; "
+          f"ratio {real_time / fixed_time:.3f}")  # fmt: skip
+
+
+PARTS = {"start-up": start_up, "network": network, "data": data}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

@@ -30,6 +30,14 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert names(data) == ["link/a.gif"]
 
 
+def test_what_training_itself_writes_is_no_data(tmp_path):
+    (tmp_path / "runs" / "mine" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "samples").mkdir()
+    for name in ("runs/mine/config.yaml", "runs/mine/samples/step-1.gif", "data.clips.png", "good.gif"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == ["good.gif"]
+
+
 def test_still_images_of_a_folder_are_one_video(tmp_path):
     frames = clips.moving_square(12, 10, 14)
     clips.write_images(tmp_path / "one", frames)
@@ -103,6 +111,7 @@ def test_arrays_that_are_no_clips(tmp_path, array, says):
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": 0.0}, "its rate is 0.0"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": np.nan}, "its rate is nan"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": "fast"}, "cannot be read"),
+        ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": [10.0, 12.0]}, "cannot be read"),
         ({}, "holds 0 arrays"),
     ],
 )
@@ -110,6 +119,14 @@ def test_npz_files_that_are_no_clips(tmp_path, arrays, says):
     np.savez(tmp_path / "arrays.npz", **arrays)
     with pytest.raises(BadInput, match=says):
         read_array(tmp_path / "arrays.npz", tmp_path / "scratch")
+
+
+def test_an_npz_that_unpacks_to_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr("fdm_cli.data_files.MAX_UNPACKED", 1000)
+    np.savez_compressed(tmp_path / "a.npz", frames=np.zeros((40, 9, 9), np.uint8))
+    with pytest.raises(BadInput, match="unpacks to more than"):
+        read_array(tmp_path / "a.npz", tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])

@@ -43,29 +43,33 @@ def name_left_out(found: Survey, config: Config, output: Output) -> None:
 def about(found: Survey) -> str:
     """How much data there is, in a few words."""
     if found.unit == "digits":
-        return f"{found.training} digits"
-    return f"{found.training + found.held_out} clips, {found.frames} frames"
+        return f"{found.training + found.held_out} digits"
+    return f"{_plural(len(found.videos), 'clip')}, {_plural(found.frames, 'frame')}"
 
 
 def lines(found: Survey, config: Config, sheet: Path | None) -> list[str]:
     """What was found and what was left out, for a person."""
-    split = f"{found.training} {found.unit} for training, {found.held_out} held out"
-    if found.unit == "digits":
-        result = [f"data: {found.source}: {split}"]
-    else:
-        result = [
-            f"data: {found.source}: {found.frames} frames in {len(found.videos)} clips; {split}",
+    split = f"{found.training} for training, {found.held_out} held out"
+    if len(found.videos) == 1:
+        split = "the same for training and held out"
+    result = [f"data: {found.source}: {about(found)}; {split}"]
+    if found.unit == "clips":
+        result += [
             f"kinds: {_counts(found.kinds())}",
             f"sizes: {_counts(found.sizes())}; the model gets {config.model.image_size}x{config.model.image_size}",
             f"frames a second: {_counts(found.rates())}",
             *(f"left out {skipped.message}" for skipped in found.skipped),
             *([_short(found, config)] if found.short else []),
-            *([f"{found.ignored} other files in the folder"] if found.ignored else []),
+            *([f"{_plural(found.ignored, 'other file')} in the folder"] if found.ignored else []),
             f"decoded into {found.cache}",
         ]
     if sheet is not None:
         result.append(f"{sheet}: training windows; observed frames blue, latent ones orange and dashed, padding bare")
     return result
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _short(found: Survey, config: Config) -> str:
@@ -107,9 +111,11 @@ def draw_sheet(config: Config) -> Path:
 
 def _new_name(stem: str) -> Path:
     """STEM.clips.png, or STEM-2.clips.png and so on when that is taken."""
+    from fdm_cli.data_files import SHEET_SUFFIX
+
     number = 1
     while True:
-        path = Path(f"{stem or 'data'}.clips.png" if number == 1 else f"{stem or 'data'}-{number}.clips.png")
+        path = Path(f"{stem or 'data'}{'' if number == 1 else f'-{number}'}{SHEET_SUFFIX}")
         if not path.exists():
             return path
         number += 1
