@@ -36,6 +36,12 @@ class Batch:
         beside = device.type == "cuda"
         return Batch(**{name: tensor.to(device, non_blocking=beside) for name, tensor in vars(self).items()})
 
+    def split(self, parts: int) -> list[Batch]:
+        """The same in equal parts."""
+        size = len(self.timestep) // parts
+        split = [tensor.split(size) for tensor in vars(self).values()]
+        return [Batch(*part) for part in zip(*split, strict=True)]
+
     def pinned(self) -> Batch:
         """The same in memory from which a GPU fetches by itself."""
         return Batch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})

@@ -108,14 +108,33 @@ class TrainingConfig:
     """The training loop."""
 
     steps: int = limits(100_000, 1, 1_000_000_000)
-    batch_size: int = limits(8, 1, 65_536)  # clips a step
+    batch_size: int = limits(8, 1, 65_536)  # clips a step, on all devices together
+    accumulation: int = limits(1, 1, 65_536)  # equal parts that a step's clips are computed in, one after the other
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations (autocast); weights stay fp32
+    activation_checkpointing: bool = False  # compute a block's activations again in the backward pass: less memory
+    compile: bool = False  # torch.compile: minutes at the start, then faster steps
     learning_rate: float = limits(1e-4, 1e-9, 1.0)  # AdamW
+    warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`
+    loss_weighting: Literal["none", "min-snr"] = "none"  # min-snr: arXiv 2303.09556
+    adam_epsilon: float = limits(1e-8, 0.0, 1.0)  # gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)
     gradient_clip: float = limits(1.0, 1e-6, 1e6)  # largest L2 norm of all gradients together
     ema_decay: float = limits(0.9999, 0.0, 1.0)
     seed: int = limits(0, 0, 2**63 - 1)
     checkpoint_every: int = limits(1000, 1, 1_000_000_000)  # steps
     keep_checkpoints: int = limits(3, 1, 1000)
+    held_out_every: int = limits(1000, 0, 1_000_000_000)  # steps between measurements of the held-out loss; 0 is never
+    preview_every: int = limits(5000, 0, 1_000_000_000)  # steps between sample previews; 0 is never
+
+    def __post_init__(self) -> None:
+        """Checks what no single field can."""
+        if self.batch_size % self.accumulation:
+            raise BadInput(
+                f"training.batch_size {self.batch_size} cannot be split into training.accumulation "
+                f"{self.accumulation} equal parts",
+                f"take a batch size that is a multiple of {self.accumulation}",
+            )
 
 
 @dataclass(frozen=True)

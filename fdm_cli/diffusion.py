@@ -77,6 +77,17 @@ class Process:
             return (x_t - s * output) / a
         return a * x_t - s * output
 
+    def min_snr_weight(self, timestep: Tensor, gamma: float = 5.0) -> Tensor:
+        """(B,) weights of the loss for timesteps (B,): min-SNR-gamma (arXiv 2303.09556, section 3.4).
+
+        With SNR = abar / (1 - abar), the error in x_0 is weighted by min(SNR, gamma). The same error seen in eps is
+        SNR times as large, in v SNR + 1 times, so there the weight is divided by that.
+        """
+        abar = self.alphas_cumprod[timestep.cpu()]
+        snr = abar / (1 - abar)
+        unit = {"x_0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[self.parameterization]
+        return (snr.clamp(max=gamma) / unit).to(timestep.device, torch.float32)
+
     def loss(self, x_0: Tensor, timestep: Tensor, eps: Tensor, output: Tensor, latent: Tensor) -> Tensor:
         """(B,) squared error per clip, averaged over that clip's own latent elements (FDM, eq. 4).
 

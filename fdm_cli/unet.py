@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fdm_cli.attention import GROUPS, Distances, FactorizedAttention, affine, zero_
 from fdm_cli.config import Config
@@ -169,6 +171,7 @@ class UNet(nn.Module):
         super().__init__()
         model = config.model
         self.config = model
+        self.activation_checkpointing = config.training.activation_checkpointing
         diffusion = config.diffusion
         self.timestep_scale = 1000 / diffusion.timesteps if diffusion.rescale_timesteps else 1.0
         width, embedding = model.model_channels, 4 * model.model_channels
@@ -260,16 +263,19 @@ class UNet(nn.Module):
         conditions = Conditions(temb, F.silu(temb), window, window.clip_of_frame)
         wanted = window.latent_frames if frames == "latent" else None
 
+        run = self._run
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            run = partial(checkpoint, self._run, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
         skips = []
         for block in self.input_blocks:
-            h, _ = self._run(block, h, conditions, None)
+            h, _ = run(block, h, conditions, None)
             skips.append(h)
-        h, conditions = self._run(self.middle_block, h, conditions, wanted)
+        h, conditions = run(self.middle_block, h, conditions, wanted)
         for block in self.output_blocks:
             skip = skips.pop()
             if len(skip) > len(h):
                 skip = skip[wanted]
-            h, conditions = self._run(block, torch.cat([h, skip], dim=1), conditions, wanted)
+            h, conditions = run(block, torch.cat([h, skip], dim=1), conditions, wanted)
         h = self.out[2](norm_silu(h, *affine(self.out[0])))
         h = F.pixel_shuffle(h, self.config.patch_size)
         if wanted is not None:

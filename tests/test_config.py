@@ -43,6 +43,8 @@ def test_set_overrides():
         ("training.learning_rate=nan", "not a finite number", None),
         ("diffusion.betas=cosin", "must be one of linear, cosine", None),
         ("model.dropout=true", "must be a number", None),
+        ("training.accumulation=3", "equal parts", "multiple of 3"),
+        ("training.precision=fp8", "must be one of fp32, bf16, fp16", None),
         ("training=3", "must be a mapping", None),
         ("model.channel_mult=[]", "at least one", None),
         ("model.channel_mult=[1, 2, 2, 2, 2, 2, 2]", "cannot be halved", "multiple of"),

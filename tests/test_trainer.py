@@ -1,9 +1,14 @@
+from dataclasses import replace
+
+import pytest
 import torch
 
 from fdm_cli import config as configuration
 from fdm_cli.batches import draw_batch
+from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
-from fdm_cli.trainer import Trainer
+from fdm_cli.diffusion import Process
+from fdm_cli.trainer import Trainer, learning_rate
 
 
 def make(*overrides) -> Trainer:
@@ -58,3 +63,64 @@ def test_a_loss_that_is_not_a_number_changes_no_weights():
     assert trainer.step == 2
     for mine, other in zip(weights(trainer), before, strict=True):
         assert torch.equal(mine, other)
+
+
+def test_parts_of_a_step_add_up_to_the_whole():
+    whole, parts = make(), make("training.accumulation=4")
+    for _ in range(3):
+        assert whole.train_step() == pytest.approx(parts.train_step(), rel=1e-4)
+    for mine, other in zip(weights(whole), weights(parts), strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing():
+    plain, checkpointing = (
+        make("model.dropout=0.1"),
+        make("model.dropout=0.1", "training.activation_checkpointing=true"),
+    )
+    for _ in range(2):
+        assert plain.train_step() == checkpointing.train_step()
+    for mine, other in zip(weights(plain), weights(checkpointing), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_close_and_goes_on_bit_for_bit(precision):
+    full, half = make(), make(f"training.precision={precision}")
+    for _ in range(3):
+        assert half.train_step() == pytest.approx(full.train_step(), rel=0.1)
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    again = make(f"training.precision={precision}")
+    again.load(half.state())
+    assert half.train_step() == again.train_step()
+    assert again.scaler.state_dict() == half.scaler.state_dict()
+    assert bool(half.scaler.state_dict()) == (precision == "fp16")
+
+
+def test_the_learning_rate_rises_and_falls():
+    training = configuration.load_preset("micro", ["training.warmup_steps=4", "training.steps=12"]).training
+    rate = training.learning_rate
+    assert [learning_rate(training, step) for step in (0, 3, 4, 11)] == [rate / 4, rate, rate, rate]
+    for schedule, half in (("linear", 0.5), ("cosine", 0.5)):
+        falling = [learning_rate(replace(training, schedule=schedule), step) / rate for step in range(13)]
+        assert falling[3] == falling[4] == 1
+        assert falling[8] == pytest.approx(half)
+        assert falling[4:] == sorted(falling[4:], reverse=True)
+        assert falling[12] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
+def test_min_snr_weighs_the_error_in_x_0_alike_in_every_parameterization(parameterization):
+    process = Process(replace(Config().diffusion, parameterization=parameterization))
+    timestep = torch.tensor([0, 100, 300, 999])
+    shape = (4, 2, 1, 3, 3)
+    draws = torch.Generator().manual_seed(0)
+    x_0, eps, error = (torch.randn(shape, generator=draws, dtype=torch.float64) for _ in range(3))
+    x_t = process.q_sample(x_0, timestep, eps)
+    # An output whose estimate of x_0 is off by `error`.
+    output = process.target(x_0, timestep, eps)
+    slope = process.predict_x_0(x_t, timestep, output + 1) - process.predict_x_0(x_t, timestep, output)
+    losses = process.loss(x_0, timestep, eps, output + error / slope, torch.ones(4, 2, dtype=torch.bool))
+    snr = process.alphas_cumprod[timestep] / (1 - process.alphas_cumprod[timestep])
+    expected = snr.clamp(max=5) * error.square().mean(dim=(1, 2, 3, 4))
+    assert torch.allclose(process.min_snr_weight(timestep).double() * losses, expected, rtol=1e-4)

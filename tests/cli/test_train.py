@@ -164,3 +164,42 @@ def test_bad_usage_is_one_line_and_a_hint_and_nothing_is_written(tmp_path, argum
         assert hint in rest[0]
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_seen_while_it_trains(tmp_path):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from fdm_cli import video
+
+    run = tmp_path / "run"
+    often = ("--set", "training.held_out_every=2", "--set", "training.preview_every=4")
+    done = fdm(*MICRO[:3], "--steps", 4, *often, "--tensorboard", "--run", run)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [("held_out_loss" in record) for record in records] == [False, True, False, True]
+    for record in records[1::2]:
+        assert record["held_out_loss"] == pytest.approx(sum(record["held_out_quartiles"]) / 4)
+        assert f"step {record['step']}: held-out loss {record['held_out_loss']:.4f}" in done.stderr
+    assert all(record["learning_rate"] == 2e-3 for record in records)
+    assert video.read(run / "samples" / "step-00000004.gif").info.frames == 20
+    with Image.open(run / "samples" / "step-00000004.gif") as gif:
+        assert gif.size == (4 * 16, 16)
+    with Image.open(run / "samples" / "step-00000004.png") as sheet:
+        assert sheet.size[0] > 16 * 64
+    with Image.open(run / "loss.png") as curves:
+        assert curves.size == (900, 520)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert events.Scalars("held_out_loss")[1].value == pytest.approx(records[3]["held_out_loss"])
+    assert events.Scalars("held_out_quartiles/4")[0].value == pytest.approx(records[1]["held_out_quartiles"][3])
+
+
+def test_tensorboard_that_is_not_there(tmp_path):
+    (tmp_path / "tensorboard.py").write_text("raise ImportError('not installed')")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = fdm(*MICRO, "--tensorboard", "--run", "run", cwd=tmp_path, check=2, PYTHONPATH=path)
+    assert done.stderr.splitlines()[-2:] == [
+        "error: --tensorboard needs tensorboard",
+        "hint: pip install 'fdm-cli[tensorboard]'",
+    ]

@@ -1,0 +1,72 @@
+"""Forward, loss and backward of one part of a training step, in the precision that the configuration asks for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from fdm_cli.batches import Batch
+from fdm_cli.config import TrainingConfig
+from fdm_cli.diffusion import Process
+from fdm_cli.unet import Window
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def clip_losses(
+    model: nn.Module, process: Process, batch: Batch, precision: str = "fp32", window: Window | None = None
+) -> Tensor:
+    """(B,) float32: each clip's squared error on its latent frames, see `Process.loss`.
+
+    Args:
+        model: a UNet, possibly wrapped.
+        process: noises the batch and defines the loss.
+        batch: on the model's device.
+        precision: of the network's activations: `fp32`, `bf16` or `fp16`.
+        window: as for `UNet.forward`; made here when not given.
+    """
+    x_t = process.q_sample(batch.x_0, batch.timestep, batch.eps)
+    device, dtype = x_t.device.type, DTYPES[precision]
+    with torch.autocast(device, dtype, enabled=precision != "fp32"):
+        output = model(
+            x_t,
+            batch.timestep,
+            x_0=batch.x_0,
+            frame_indices=batch.frame_indices,
+            observed_mask=batch.observed,
+            latent_mask=batch.latent,
+            window=window or Window.of(batch.frame_indices, batch.observed, batch.latent),
+        )
+    return process.loss(batch.x_0, batch.timestep, batch.eps, output.float(), batch.latent)
+
+
+def add_gradients(
+    model: nn.Module,
+    process: Process,
+    batch: Batch,
+    training: TrainingConfig,
+    scaler: GradScaler | None = None,
+    window: Window | None = None,
+) -> Tensor:
+    """Adds the gradients of one of the step's `training.accumulation` parts to those that are there.
+
+    Args:
+        model: a UNet in training mode, possibly wrapped.
+        process: noises the batch and defines the loss.
+        batch: the part's clips, on the model's device.
+        training: precision, loss weighting and number of parts.
+        scaler: scales the loss so that fp16 gradients do not vanish.
+        window: as for `UNet.forward`; made here when not given.
+
+    Returns:
+        () float32, detached: the part's mean loss, unscaled. The mean over a step's parts is the step's loss, and its
+        gradient is what the parts leave behind together.
+    """
+    losses = clip_losses(model, process, batch, training.precision, window)
+    if training.loss_weighting == "min-snr":
+        losses = losses * process.min_snr_weight(batch.timestep)
+    loss = losses.mean()
+    share = loss / training.accumulation
+    (share if scaler is None else scaler.scale(share)).backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
