@@ -49,6 +49,7 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and stop.")] = False,
     seed: options.TrainingSeed = None,
+    memory_budget: options.MemoryBudget = None,
     device: options.Device = options.DeviceName.auto,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -95,9 +96,9 @@ def train(
         if folder.checkpoints():
             raise BadInput(f"{folder.path} already holds a run", "--resume goes on with it; --run names another folder")
     if dry_run:
-        _show_plan(config, folder, data is not None, output)
+        _show_plan(config, folder, data is not None, device.value, threads, memory_budget, output)
         return
-    _train(config, folder, init_from, device.value, threads, output)
+    _train(config, folder, init_from, device.value, threads, memory_budget, output)
 
 
 def _config_of(checkpoint: Path, sets: list[str]) -> Config:
@@ -161,14 +162,24 @@ def _first_difference(run: dict, asked: dict, path: str) -> str | None:  # type:
     return found
 
 
-def _show_plan(config: Config, folder: RunFolder, draw_sheet: bool, output: Output) -> None:
+def _show_plan(
+    config: Config,
+    folder: RunFolder,
+    draw_sheet: bool,
+    device_name: str,
+    threads: int | None,
+    memory_budget: str | None,
+    output: Output,
+) -> None:
     import torch
 
     from fdm_cli import config as configuration
-    from fdm_cli.cli import data_report
+    from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import BUILT_IN
+    from fdm_cli.device import choose_device
     from fdm_cli.unet import UNet
 
+    memory, memory_lines = memory_report.training_plan(config, choose_device(device_name, threads), memory_budget)
     found = data_report.prepare(config, output)
     sheet = data_report.draw_sheet(config) if draw_sheet or config.data.source != BUILT_IN else None
     with torch.device("meta"):
@@ -179,24 +190,32 @@ def _show_plan(config: Config, folder: RunFolder, draw_sheet: bool, output: Outp
             "config": configuration.to_dict(config),
             "parameters": parameters,
             "data": {**found.to_dict(), "sheet": None if sheet is None else str(sheet)},
+            "memory": memory,
         },
         f"{configuration.to_yaml(config)}# {parameters / 1e6:.2f} M parameters, run folder {folder.path}\n"
-        + "\n".join(f"# {line}" for line in data_report.lines(found, config, sheet)),
+        + "\n".join(f"# {line}" for line in [*data_report.lines(found, config, sheet), *memory_lines]),
     )
 
 
 def _train(
-    config: Config, folder: RunFolder, init_from: Path | None, device_name: str, threads: int | None, output: Output
+    config: Config,
+    folder: RunFolder,
+    init_from: Path | None,
+    device_name: str,
+    threads: int | None,
+    memory_budget: str | None,
+    output: Output,
 ) -> None:
     import time
 
     from fdm_cli import trainer as training
-    from fdm_cli.cli import data_report
+    from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import open_clips
     from fdm_cli.device import choose_device
     from fdm_cli.run_folder import StopSignals
 
     device = choose_device(device_name, threads)
+    memory_report.check_training(config, device, memory_budget, output)
     found = data_report.prepare(config, output)
     data_report.name_left_out(found, config, output)
     clips = open_clips(config)
