@@ -70,8 +70,11 @@ class Margin:
         return peak + self.on(peak) <= budget
 
     def room(self, budget: int) -> int:
-        """The largest peak, up to a byte of rounding, that fits a budget."""
-        return max(int((budget - self.fixed) / (1 + self.share)), 0)
+        """The largest peak that fits a budget; 0 when none does."""
+        room = max(int((budget - self.fixed) / (1 + self.share)) - 1, 0)
+        while self.fits(room + 1, budget):
+            room += 1
+        return room
 
 
 MARGINS = {"cuda": Margin(768 * MIB, 0.05), "cpu": Margin(64 * MIB, 0.10), "mps": Margin(256 * MIB, 0.10)}
@@ -164,6 +167,9 @@ class _Line:
 class _Experiment:
     """Peaks of something that is run on ghosts for one batch or another."""
 
+    def __init__(self) -> None:
+        self._peaks: dict[int, int] = {}
+
     def _history(self, batch: int) -> list[int]:
         """Bytes alive after each allocation of a run with this batch."""
         raise NotImplementedError
@@ -174,7 +180,11 @@ class _Experiment:
 
     def peak(self, batch: int) -> int:
         """Bytes at the peak. Batches up to 16 are run, larger ones follow from two that are run."""
-        return max(self._history(batch)) if batch <= LARGE else self._line.peak(batch)
+        if batch > LARGE:
+            return self._line.peak(batch)
+        if batch not in self._peaks:
+            self._peaks[batch] = max(self._history(batch))
+        return self._peaks[batch]
 
     def largest(self, room: int) -> int:
         """The largest batch whose peak is within `room` bytes; 0 when not even 1 is."""
@@ -196,6 +206,7 @@ class TrainingStep(_Experiment):
     """
 
     def __init__(self, config: Config, ranks: int = 1) -> None:
+        super().__init__()
         self.config = config
         self._ranks = ranks
         self._ledger = Ledger()
@@ -221,7 +232,7 @@ class TrainingStep(_Experiment):
     def with_training(self, **changes: object) -> TrainingStep:
         """The same network with other values of `training`; the ghosts are shared, so use one at a time."""
         other = TrainingStep.__new__(TrainingStep)
-        vars(other).update({key: value for key, value in vars(self).items() if key != "_line"})
+        vars(other).update({key: value for key, value in vars(self).items() if key != "_line"}, _peaks={})
         training = dataclasses.replace(self.config.training, **changes)  # type: ignore[arg-type]
         other.config = dataclasses.replace(self.config, training=training)
         return other
@@ -284,6 +295,7 @@ class SamplingCall(_Experiment):
     """
 
     def __init__(self, config: Config, frames: int, latent: int | None = None) -> None:
+        super().__init__()
         self._config = config
         self._frames = frames
         self._latent = frames if latent is None else latent
