@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from fdm_cli.errors import BadInput
 
@@ -21,3 +22,20 @@ def choose_device(name: str, threads: int | None = None) -> torch.device:
     if not available[name]:
         raise BadInput(f"no {name} device here", "use --device cpu")
     return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises BadInput when the device cannot compute in `bf16` or `fp16`, or only by emulation."""
+    if precision == "fp32":
+        return
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    hint = "--precision fp16" if precision == "bf16" and device.type == "cuda" else "--precision fp32"
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise BadInput(f"this {device.type} device computes {precision} only by emulation", hint)
+    x = torch.ones(1, 8, 4, 4, device=device, requires_grad=True)
+    try:
+        with torch.autocast(device.type, dtype):
+            F.conv2d(x, torch.ones(8, 8, 3, 3, device=device)).float().sum().backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:100]
+        raise BadInput(f"this {device.type} device cannot compute in {precision}: {reason}", hint) from None

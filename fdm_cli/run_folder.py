@@ -1,6 +1,6 @@
 """A training run's files, and the signals that end it.
 
-    config.yaml  data.json  metrics.jsonl  checkpoints/step-00001000.pt
+    config.yaml  data.json  metrics.jsonl  loss.png  checkpoints/step-00001000.pt  samples/step-00001000.gif
 
 One process at a time: the folder is locked, and the lock goes away with the process, however it ends.
 """
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -22,9 +23,13 @@ from filelock import FileLock, Timeout
 from fdm_cli import config as configuration
 from fdm_cli.checkpoint import read_state, save_state
 from fdm_cli.config import Config
+from fdm_cli.curve_picture import Curve, draw
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.files import replacing
+from fdm_cli.picture import write_png
 
+SMOOTHING = 0.98  # of the training loss in the picture
+MOST_POINTS = 2000  # of its curve
 _CHECKPOINT = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -115,34 +120,72 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl; JSON knows no NaN, so a number that is not finite becomes null."""
-        finite = {
-            key: None if value != value or value in (math.inf, -math.inf) else value for key, value in record.items()
-        }
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite, allow_nan=False) + "\n")
+                file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
         except OSError as error:
             raise RunFailed(f"cannot write {self.metrics}: {error.strerror or error}") from None
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that was cut short by a kill is left out."""
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+        return records
+
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run does again, and a half-written last line."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        with replacing(self.metrics) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+        if self.metrics.exists():
+            kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
+            with replacing(self.metrics) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def draw_losses(self) -> None:
+        """Writes loss.png: the training loss, smoothed, and the held-out loss. Raises RunFailed."""
+        records = self.read_metrics()
+        smooth, weight, training = 0.0, 0.0, []
+        for record in records:
+            if isinstance(record.get("loss"), float):
+                smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record["loss"]
+                weight = SMOOTHING * weight + (1 - SMOOTHING)
+                training.append((record["step"], smooth / weight))
+        held_out = [(record["step"], record["held_out_loss"]) for record in records if record.get("held_out_loss")]
+        curves = [
+            Curve("training loss, smoothed", training[:: len(training) // MOST_POINTS + 1], (28, 74, 138)),
+            Curve("held-out loss", held_out, (213, 94, 0), dots=True),
+        ]
+        write_png(self.path / "loss.png", draw(curves, "step"), force=True)
+
+    def sample_path(self, step: int) -> Path:
+        """Where the preview made after this step goes."""
+        return self.path / "samples" / f"step-{step:08d}.gif"
+
+    def clean(self) -> None:
+        """Removes what a killed process left half-written; the folder is locked."""
+        for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
+            for file in folder.glob(".*.part*"):
+                file.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for every number that is not finite, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StopSignals:
     """Turns the first SIGINT or SIGTERM into a request, so that the step in progress can be finished and saved.
 
-    The second one stops at once: the handlers that were there before are back by then.
+    The second one stops at once, even inside a long call of the library. Python runs a handler only between two of its
+    own instructions; but the system notes every signal in a pipe as it comes, and a thread reads it.
     """
 
     def __init__(self) -> None:
@@ -150,17 +193,30 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
+            self._before[number] = signal.signal(number, lambda *_: None)
+        self._descriptor_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="signals")
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
+        signal.set_wakeup_fd(self._descriptor_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        os.close(self._write)
+        self._thread.join()
+        os.close(self._read)
+
+    def _watch(self) -> None:
+        while byte := os.read(self._read, 1):
+            if byte[0] not in self._before:
+                continue
+            if self.received is None:
+                self.received = byte[0]
+            else:
+                # Files are replaced whole or not at all; the lock goes with the process.
+                os.write(2, b"\nerror: stopped at once; --resume goes on from the newest checkpoint\n")
+                os._exit(128 + byte[0])

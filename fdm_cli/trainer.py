@@ -1,8 +1,9 @@
 """The training loop: a generator of step statistics; whoever runs it decides what to show.
 
 Every random draw of a step is a function of the seed and of the clip's number (step * batch size + place
-in the batch), dropout of the seed and the step. A resumed run therefore needs no random state, and gives
-bit for bit the weights of an uninterrupted one.
+in the batch), dropout of the seed, the step and the part. A resumed run therefore needs no random state, and gives
+bit for bit the weights of an uninterrupted one; and how a step's clips are shared out over several processes or
+computed in parts changes nothing beyond rounding.
 """
 
 from __future__ import annotations
@@ -10,24 +11,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
+from fdm_cli import held_out
 from fdm_cli.batches import Ahead, Batch, draw_batch
-from fdm_cli.checkpoint import load_checkpoint, refuse_mismatch
+from fdm_cli.checkpoint import FORMAT, Checkpoint, load_checkpoint, refuse_mismatch
 from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
+from fdm_cli.distributed import Ranks
 from fdm_cli.errors import Interrupted, RunFailed
 from fdm_cli.gradients import add_gradients
+from fdm_cli.held_out import HeldOutLoss
+from fdm_cli.preview import write_preview
 from fdm_cli.randomness import derive_seed
 from fdm_cli.run_folder import RunFolder, StopSignals
 from fdm_cli.unet import UNet
@@ -41,68 +47,144 @@ class StepStats:
 
     Attributes:
         step: counts from 1.
-        loss: mean over the batch of the squared error on latent frames.
+        loss: mean over the batch of the (weighted) squared error on latent frames.
         gradient_norm: L2 norm before clipping.
+        learning_rate: of this step.
         seconds: wall time of the step.
+        held_out: measured after this step, if it was.
+        preview: the GIF made after this step, if one was.
     """
 
     step: int
     loss: float
     gradient_norm: float
+    learning_rate: float
     seconds: float
+    held_out: HeldOutLoss | None = None
+    preview: Path | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What metrics.jsonl keeps of it."""
+        numbers = {key: getattr(self, key) for key in ("step", "loss", "gradient_norm", "learning_rate", "seconds")}
+        if self.held_out is not None:
+            numbers["held_out_loss"] = self.held_out.loss
+            numbers["held_out_quartiles"] = list(self.held_out.quartiles)
+        return numbers
 
 
 class Trainer:
-    """Network, EMA and optimizer of a run, and the step that changes them."""
+    """Network, EMA and optimizer of a run, and the step that changes them.
 
-    def __init__(self, config: Config, clips: Clips, device: torch.device) -> None:
+    Args:
+        config: the run's.
+        clips: to train on.
+        device: to compute on.
+        held_out_clips: to measure the held-out loss on; without them it is never measured.
+        ranks: the processes that share the work; all of them make a trainer.
+
+    Raises:
+        BadInput: the batch cannot be shared out over the ranks.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clips: Clips,
+        device: torch.device,
+        held_out_clips: Clips | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+    ) -> None:
         self.config = config
         self.clips = clips
+        self.held_out_clips = held_out_clips
         self.device = device
+        self.ranks = ranks
         self.process = Process(config.diffusion)
         self.step = 0
-        seed = config.training.seed
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "weights"))
-            self.model = UNet(config).to(device)
         training = config.training
+        self._clips_each = ranks.clips_each(training.batch_size, training.accumulation)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(training.seed, "weights"))
+            self.model = UNet(config).to(device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+            self.model.parameters(),
+            lr=training.learning_rate,
+            eps=training.adam_epsilon,
+            weight_decay=training.weight_decay,
+            fused=True,
         )
         self.scaler = GradScaler(device.type, enabled=training.precision == "fp16")
         self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
+        self.ema.eval()
+        if training.compile:
+            self.model.compile()
+        self.network = ranks.wrap(self.model)
         self.batches = Ahead(self._draw)
 
     def _draw(self, step: int) -> Batch:
-        """What the step after `step` steps trains on; called in a thread of its own, one step ahead."""
+        """This rank's clips of the step after `step` steps; called in a thread of its own, one step ahead."""
         training = self.config.training
-        batch = draw_batch(self.config, self.clips, step * training.batch_size, training.batch_size, training.seed)
+        first = step * training.batch_size + self.ranks.rank * self._clips_each
+        batch = draw_batch(self.config, self.clips, first, self._clips_each, training.seed)
         return batch.pinned() if self.device.type == "cuda" else batch
 
     def train_step(self) -> tuple[float, float]:
-        """One AdamW step on the next clips; returns loss and gradient norm.
+        """One AdamW step on the next clips; returns loss and gradient norm, the same on all ranks.
 
         When either is not finite the step is counted but changes no weights.
+
+        Raises:
+            RunFailed: torch.compile cannot compile the network here.
         """
         training = self.config.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.train()
+        self.network.train()
+        parts = self.batches(self.step).split(training.accumulation)
+        alone = self.network.no_sync if isinstance(self.network, DistributedDataParallel) else nullcontext
         losses = []
-        for number, part in enumerate(self.batches(self.step).split(training.accumulation)):
-            # Dropout draws from torch's global generator; seeded by the step and the part, it needs no saving.
-            torch.manual_seed(derive_seed(training.seed, "dropout", self.step, number))
-            losses.append(add_gradients(self.model, self.process, part.to(self.device), training, self.scaler))
+        for number, part in enumerate(parts):
+            # Dropout draws from torch's global generator; seeded anew for each part, it needs no saving.
+            torch.manual_seed(derive_seed(training.seed, "dropout", self.step, number, self.ranks.rank))
+            # Only the last part's backward pass averages the gradients, everything that was added up, over the ranks.
+            with alone() if number + 1 < len(parts) else nullcontext():
+                losses.append(self._add_gradients(part.to(self.device)))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
-        values = float(torch.stack(losses).mean()), float(norm)
+        values = float(self.ranks.mean(torch.stack(losses).mean().cpu())), float(norm)
         if all(map(math.isfinite, values)):
             self.scaler.step(self.optimizer)
             self.ema.update_parameters(self.model)
         self.scaler.update()
         self.step += 1
         return values
+
+    def _add_gradients(self, part: Batch) -> Tensor:
+        try:
+            return add_gradients(self.network, self.process, part, self.config.training, self.scaler)
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = " ".join(str(error).split())[:200]
+                raise RunFailed(f"torch.compile failed: {reason}", "--set training.compile=false") from error
+            raise
+
+    def is_bad(self, loss: float, gradient_norm: float) -> bool:
+        """Whether something is wrong with a step; that fp16 gradients overflow while their scale is found is normal."""
+        overflow = not math.isfinite(gradient_norm) and self.scaler.get_scale() <= 1
+        return not math.isfinite(loss) or overflow
+
+    def measure_held_out(self) -> HeldOutLoss | None:
+        """The held-out loss of the EMA weights; all ranks take part."""
+        if self.held_out_clips is None:
+            return None
+        at_once = max(1, self._clips_each // self.config.training.accumulation)
+        return held_out.measure(self.ema.module, self.process, self.config, self.held_out_clips, at_once, self.ranks)
+
+    def checkpoint(self) -> Checkpoint:
+        """The EMA weights as they are, to sample from."""
+        model = cast(UNet, self.ema.module)
+        return Checkpoint(self.config, self.step, self.process, model, sha256="", format=FORMAT, resumable=True)
 
     def start_from(self, path: Path) -> None:
         """Takes the weights of a checkpoint of any known format, at step 0.
@@ -159,34 +241,58 @@ def _ema_update(decay: float) -> Any:
 def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[StepStats]:
     """Trains up to the configured number of steps, saving as it goes; the folder is locked by the caller.
 
+    Of several ranks all run this; rank 0 writes.
+
     Raises:
-        Interrupted: a signal came; the step was finished and saved.
+        Interrupted: a signal came, to whichever rank; the step was finished and saved.
         RunFailed: the loss was not finite several times in a row, or a checkpoint could not be written.
     """
-    training = trainer.config.training
+    training, ranks = trainer.config.training, trainer.ranks
     bad_steps = 0
-    saved_at = trainer.step
+    started_at = saved_at = trainer.step
     while trainer.step < training.steps:
-        started = time.perf_counter()
+        began = time.perf_counter()
         loss, norm = trainer.train_step()
-        stats = StepStats(trainer.step, loss, norm, time.perf_counter() - started)
-        bad_steps = 0 if np.isfinite([loss, norm]).all() else bad_steps + 1
+        seconds = time.perf_counter() - began
+        step = trainer.step
+        bad_steps = bad_steps + 1 if trainer.is_bad(loss, norm) else 0
+        measured = trainer.measure_held_out() if _due(step, training.held_out_every) else None
+        signal_number = ranks.largest(stop.received or 0)
+        stats = StepStats(step, loss, norm, learning_rate(training, step - 1), seconds, measured)
+        if ranks.rank == 0:
+            folder.append_metrics(stats.record())
         if bad_steps == MAX_BAD_STEPS:
-            newest = folder.checkpoints()[-1:]
-            raise RunFailed(
-                f"the loss was not finite in {bad_steps} steps in a row, up to step {trainer.step}",
-                f"the last good checkpoint is {newest[0]}" if newest else "lower training.learning_rate",
-            )
-        folder.append_metrics(asdict(stats))
-        due = trainer.step % training.checkpoint_every == 0 or trainer.step == training.steps
-        # A checkpoint after a bad step would be as good as any, but the run may be about to be given up.
-        if (due or stop.received is not None) and not bad_steps:
-            folder.save(trainer.state(), training.keep_checkpoints)
-            saved_at = trainer.step
+            raise _not_finite(step, step - started_at == bad_steps, folder)
+        # A checkpoint in a row of bad steps would be no good one to go back to; at the end there is no other.
+        due = _due(step, training.checkpoint_every) or signal_number
+        if (due and not bad_steps) or step == training.steps:
+            if ranks.rank == 0:
+                folder.save(trainer.state(), training.keep_checkpoints)
+                folder.draw_losses()
+            saved_at = step
+        if ranks.rank == 0 and not bad_steps and _due(step, training.preview_every):
+            stats = replace(stats, preview=folder.sample_path(step))
+            write_preview(trainer.checkpoint(), folder.sample_path(step))
         yield stats
-        if stop.received is not None:
+        if signal_number:
+            ranks.barrier()  # no rank goes, and has the others stopped by torchrun, before everything is saved
             raise Interrupted(
-                stop.received,
-                f"stopped after step {trainer.step}; saved at step {saved_at}",
+                signal_number,
+                f"stopped after step {step}; saved at step {saved_at}",
                 f"fdm train --run {folder.path} --resume",
             )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _not_finite(step: int, from_the_start: bool, folder: RunFolder) -> RunFailed:
+    newest = folder.checkpoints()[-1:]
+    if not from_the_start and newest:
+        hint = f"the last good checkpoint is {newest[0]}; lower training.learning_rate"
+    elif newest:
+        hint = f"not one step was finite: {newest[0]} is no good start; take an older one, or other data"
+    else:
+        hint = "not one checkpoint was saved: lower training.learning_rate"
+    return RunFailed(f"the loss was not finite in {MAX_BAD_STEPS} steps in a row, up to step {step}", hint)

@@ -27,28 +27,32 @@ class Output:
     Attributes:
         as_json: the result is one JSON object on stdout; nothing else goes there.
         quiet: no remarks and no progress on stderr.
+        mute: nothing at all; for all but one of several processes.
     """
 
     as_json: bool = False
     quiet: bool = False
+    mute: bool = False
 
     def note(self, text: str) -> None:
         """A remark for a person, on stderr."""
-        if not self.quiet:
+        if not (self.quiet or self.mute):
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """Something the user should know even when remarks are off."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        if not self.mute:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
         """The command's result: `data` as JSON, or `text` for a person."""
-        print(json.dumps(data) if self.as_json else text, flush=True)
+        if not self.mute:
+            print(json.dumps(data) if self.as_json else text, flush=True)
 
     @contextmanager
     def progress(self, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
         """Shows progress on stderr while the block runs: a bar on a terminal, else plain lines at a slow pace."""
-        if self.quiet:
+        if self.quiet or self.mute:
             yield _Silence()
         elif sys.stderr.isatty():
             with _bar(total, unit, done) as bar:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +16,20 @@ from fdm_cli.errors import BadInput
 
 if TYPE_CHECKING:
     from fdm_cli.config import Config
+    from fdm_cli.dataset import Survey
+    from fdm_cli.distributed import Ranks
     from fdm_cli.run_folder import RunFolder
+    from fdm_cli.trainer import Trainer
 
 DEFAULT_PRESET = "moving-mnist-small"
+
+
+class Precision(StrEnum):
+    """What activations are computed in; fp16 with a gradient scaler."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 def train(
@@ -37,16 +50,22 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a video that cannot be read, instead of leaving it out.")
     ] = False,
-    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: a new one in runs/.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "--run-dir", metavar="DIR", help="Run folder; default: a new one in runs/.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1_000_000_000, help="Training steps in all.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, max=65_536, help="Clips a step.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of activations; default: the configuration's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run.")] = False,
     init_from: Annotated[
         Path | None,
         typer.Option("--init-from", metavar="FILE", help="Start from the weights of a checkpoint, and with its model."),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write what metrics.jsonl gets for TensorBoard.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and stop.")] = False,
     seed: options.TrainingSeed = None,
     memory_budget: options.MemoryBudget = None,
@@ -59,10 +78,9 @@ def train(
     """Train a model. Checkpoints and metrics go to the run folder; Ctrl-C saves and stops."""
     from fdm_cli import config as configuration
 
-    output = Output(json, quiet)
     if list_presets:
         names = configuration.preset_names()
-        output.result({"presets": names}, "\n".join(names))
+        Output(json, quiet).result({"presets": names}, "\n".join(names))
         return
     if preset is not None and config_file is not None:
         raise BadInput("--preset and --config were both given", "a configuration file says everything a preset says")
@@ -76,29 +94,49 @@ def train(
         "data.strict": "true" if strict else None,
         "training.steps": steps,
         "training.batch_size": batch_size,
+        "training.precision": precision,
         "training.seed": seed,
     }
     sets += [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
 
+    from fdm_cli import distributed
+    from fdm_cli.run_folder import RunFolder
+
+    with distributed.joined() as ranks:
+        output = Output(json, quiet, mute=ranks.rank > 0)
+        # One process decides, so that all agree on the folder.
+        config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, init_from, sets))
+        ranks.clips_each(config.training.batch_size, config.training.accumulation)
+        if not dry_run:
+            _train(config, RunFolder(path), init_from, device.value, threads, memory_budget, tensorboard, output, ranks)
+        elif ranks.rank == 0:
+            _show_plan(config, RunFolder(path), data is not None, device.value, threads, memory_budget, output, ranks)
+
+
+def _configure(
+    preset: str | None,
+    config_file: Path | None,
+    run: Path | None,
+    resume: bool,
+    init_from: Path | None,
+    sets: list[str],
+) -> tuple[Config, Path]:
+    """The run's configuration and its folder."""
+    from fdm_cli import config as configuration
     from fdm_cli.run_folder import RunFolder
 
     if resume and run is not None:
-        folder = RunFolder(run)
-        config = _resumed_config(folder, preset, config_file, sets)
+        return _resumed_config(RunFolder(run), preset, config_file, sets), run
+    if config_file is not None:
+        config, name = configuration.load(config_file, sets), config_file.stem
+    elif init_from is not None and preset is None:
+        config, name = _config_of(init_from, sets), init_from.stem
     else:
-        if config_file is not None:
-            config, name = configuration.load(config_file, sets), config_file.stem
-        elif init_from is not None and preset is None:
-            config, name = _config_of(init_from, sets), init_from.stem
-        else:
-            config, name = configuration.load_preset(preset or DEFAULT_PRESET, sets), preset or DEFAULT_PRESET
-        folder = RunFolder(run or _new_folder(name))
-        if folder.checkpoints():
-            raise BadInput(f"{folder.path} already holds a run", "--resume goes on with it; --run names another folder")
-    if dry_run:
-        _show_plan(config, folder, data is not None, device.value, threads, memory_budget, output)
-        return
-    _train(config, folder, init_from, device.value, threads, memory_budget, output)
+        config, name = configuration.load_preset(preset or DEFAULT_PRESET, sets), preset or DEFAULT_PRESET
+    path = run or _new_folder(name)
+    if RunFolder(path).checkpoints():
+        raise BadInput(f"{path} already holds a run", "--resume goes on with it; --run names another folder")
+    return config, path
 
 
 def _config_of(checkpoint: Path, sets: list[str]) -> Config:
@@ -170,6 +208,7 @@ def _show_plan(
     threads: int | None,
     memory_budget: str | None,
     output: Output,
+    ranks: Ranks,
 ) -> None:
     import torch
 
@@ -179,7 +218,9 @@ def _show_plan(
     from fdm_cli.device import choose_device
     from fdm_cli.unet import UNet
 
-    memory, memory_lines = memory_report.training_plan(config, choose_device(device_name, threads), memory_budget)
+    memory, memory_lines = memory_report.training_plan(
+        config, choose_device(device_name, threads), memory_budget, ranks.size
+    )
     found = data_report.prepare(config, output)
     sheet = data_report.draw_sheet(config) if draw_sheet or config.data.source != BUILT_IN else None
     with torch.device("meta"):
@@ -204,51 +245,62 @@ def _train(
     device_name: str,
     threads: int | None,
     memory_budget: str | None,
+    tensorboard: bool,
     output: Output,
+    ranks: Ranks,
 ) -> None:
+    import math
     import time
 
     from fdm_cli import trainer as training
     from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import open_clips
-    from fdm_cli.device import choose_device
+    from fdm_cli.device import check_precision, choose_device
     from fdm_cli.run_folder import StopSignals
+    from fdm_cli.tensorboard import TensorBoard
 
-    device = choose_device(device_name, threads)
-    memory_report.check_training(config, device, memory_budget, output)
-    found = data_report.prepare(config, output)
+    device = ranks.device(choose_device(device_name, threads))
+    check_precision(config.training.precision, device)
+    memory_report.check_training(config, device, memory_budget, output, ranks.size)
+    found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)
-    clips = open_clips(config)
-    with folder.locked(), StopSignals() as stop:
-        state, remarks = folder.newest_state()
+    clips, held_out = open_clips(config), open_clips(config, "held-out")
+    with folder.locked() if ranks.rank == 0 else nullcontext(), StopSignals() as stop:
+        state, remarks = ranks.share(folder.newest_state)
         for remark in remarks:
             output.warn(remark)
-        trainer = training.Trainer(config, clips, device)
-        about = data_report.about(found)
+        trainer = training.Trainer(config, clips, device, held_out, ranks)
         if state is not None:
-            folder.check_data(found.fingerprint, about)
             trainer.load(state)
         elif init_from is not None:
             trainer.start_from(init_from)
-        folder.forget_metrics_after(trainer.step)
-        folder.write_config(config)
-        folder.write_data(found.fingerprint, about)
-        if init_from is not None:
-            # Killed before its first checkpoint, the run must not be resumed from random weights.
-            folder.save(trainer.state(), config.training.keep_checkpoints)
+        if ranks.rank == 0:
+            _open_run(folder, trainer, found, state is not None, init_from is not None)
         total = config.training.steps
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        output.note(
-            f"training {parameters / 1e6:.2f} M parameters on {device}, seed {config.training.seed}, "
-            f"steps {trainer.step} to {total}, in {folder.path}"
-        )
+        output.note(_what_and_where(trainer, parameters, folder))
         began = time.monotonic()
         loss = None
-        with output.progress(total, "steps", trainer.step) as progress:
+        with (
+            (
+                TensorBoard(folder.path / "tensorboard", trainer.step)
+                if tensorboard and ranks.rank == 0
+                else nullcontext()
+            ) as board,
+            output.progress(total, "steps", trainer.step) as progress,
+        ):
             for stats in training.train(trainer, folder, stop):
-                loss = stats.loss if loss is None else 0.98 * loss + 0.02 * stats.loss
-                progress.update(stats.step, f"loss {loss:.4f}")
-        checkpoint = folder.checkpoints()[-1]
+                if math.isfinite(stats.loss):
+                    loss = stats.loss if loss is None else 0.98 * loss + 0.02 * stats.loss
+                progress.update(stats.step, "no finite loss yet" if loss is None else f"loss {loss:.4f}")
+                if stats.held_out is not None:
+                    quarters = " ".join(f"{value:.4f}" for value in stats.held_out.quartiles)
+                    output.note(f"step {stats.step}: held-out loss {stats.held_out.loss:.4f} (by noise: {quarters})")
+                if stats.preview is not None:
+                    output.note(f"step {stats.step}: preview in {stats.preview}")
+                if board is not None:
+                    board.add(stats)
+        checkpoint = ranks.share(lambda: folder.checkpoints()[-1])
         seconds = time.monotonic() - began
     output.note(f"{total} steps done in {duration(seconds)}")
     output.result(
@@ -262,4 +314,33 @@ def _train(
             "seconds": round(seconds, 3),
         },
         str(checkpoint),
+    )
+
+
+def _open_run(folder: RunFolder, trainer: Trainer, found: Survey, resumed: bool, from_weights: bool) -> None:
+    """Brings the folder into the state that the trainer is in."""
+    from fdm_cli.cli import data_report
+
+    about = data_report.about(found)
+    if resumed:
+        folder.check_data(found.fingerprint, about)
+    folder.clean()
+    folder.forget_metrics_after(trainer.step)
+    if from_weights:
+        # Before there is a configuration to resume with: a run killed here must not be resumed from random weights.
+        folder.save(trainer.state(), trainer.config.training.keep_checkpoints)
+    folder.write_data(found.fingerprint, about)
+    folder.write_config(trainer.config)
+
+
+def _what_and_where(trainer: Trainer, parameters: int, folder: RunFolder) -> str:
+    training, ranks = trainer.config.training, trainer.ranks
+    batch = f"batch {training.batch_size}"
+    if training.accumulation > 1:
+        batch += f" in {training.accumulation} parts"
+    if ranks.size > 1:
+        batch += f" over {ranks.size} processes"
+    return (
+        f"training {parameters / 1e6:.2f} M parameters on {trainer.device}, {training.precision}, {batch}, "
+        f"seed {training.seed}, steps {trainer.step} to {training.steps}, in {folder.path}"
     )

@@ -1,0 +1,109 @@
+"""Curves as a picture: numbers over training steps, on a logarithmic scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fdm_cli.video import Frame
+
+WIDTH, HEIGHT = 900, 520
+LEFT, RIGHT, TOP, BOTTOM = 76, 24, 44, 52
+PAPER, INK, GRID = (255, 255, 255), (40, 44, 52), (225, 228, 233)
+FONT_SIZE = 15
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of the picture.
+
+    Attributes:
+        name: what it shows.
+        points: (x, y), x ascending; y that is not positive and finite leaves a gap.
+        colour: of the line.
+        dots: draw each point too, for few of them.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: tuple[int, int, int]
+    dots: bool = False
+
+
+def draw(curves: Sequence[Curve], x_name: str) -> Frame:
+    """Curves over a common x axis, y logarithmic; (520, 900, 3) uint8. Without any point the axes stand alone."""
+    points = [[(x, y) if 0 < y < math.inf else None for x, y in curve.points] for curve in curves]
+    known = [point for line in points for point in line if point]
+    x_low, x_high = min((x for x, _ in known), default=0), max((x for x, _ in known), default=1)
+    y_low, y_high = min((y for _, y in known), default=0.1), max((y for _, y in known), default=1)
+    x_high = max(x_high, x_low + 1)
+    low, high = math.log10(y_low) - 0.05, math.log10(y_high) + 0.05
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        up = (math.log10(y) - low) / (high - low)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    canvas = ImageDraw.Draw(image)
+    font = ImageFont.load_default(FONT_SIZE)
+    for y in _log_ticks(low, high):
+        _, row = place(x_low, y)
+        canvas.line((LEFT, row, WIDTH - RIGHT, row), GRID)
+        canvas.text((LEFT - 8, row), f"{y:g}", INK, font, anchor="rm")
+    for x in _ticks(x_low, x_high):
+        column, _ = place(x, y_low)
+        canvas.line((column, TOP, column, HEIGHT - BOTTOM), GRID)
+        canvas.text((column, HEIGHT - BOTTOM + 8), f"{x:g}" if x < 1e6 else f"{x / 1e6:g}M", INK, font, anchor="mt")
+    canvas.rectangle((LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM), outline=INK)
+    canvas.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8), x_name, INK, font, anchor="mb")
+    beside = float(LEFT)
+    for curve, line in zip(curves, points, strict=True):
+        _draw_line(canvas, curve, [place(*point) if point else None for point in line])
+        canvas.line((beside, 22, beside + 24, 22), curve.colour, 3)
+        canvas.text((beside + 32, 22), curve.name, INK, font, anchor="lm")
+        beside += 32 + canvas.textlength(curve.name, font) + 32
+    return np.array(image)
+
+
+def _draw_line(canvas: ImageDraw.ImageDraw, curve: Curve, places: Sequence[tuple[float, float] | None]) -> None:
+    stretch: list[tuple[float, float]] = []
+    for here in [*places, None]:
+        if here is not None:
+            stretch.append(here)
+            continue
+        if len(stretch) > 1:
+            canvas.line(stretch, curve.colour, 2)
+        elif stretch and not curve.dots:
+            canvas.point(stretch, curve.colour)
+        stretch = []
+    for here in places if curve.dots else ():
+        if here is not None:
+            x, y = here
+            canvas.ellipse((x - 3, y - 3, x + 3, y + 3), curve.colour)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to ten round whole numbers within [low, high]."""
+    rough = (high - low) / 8
+    power = 10 ** math.floor(math.log10(rough)) if rough > 0 else 1
+    step = max(1.0, next(m * power for m in (1, 2, 5, 10) if m * power >= rough))
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers y with low <= log10(y) <= high: as many as fit well."""
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), tuple(n / 20 for n in range(20, 200))):
+        ticks = [
+            digit * 10.0**power
+            for power in range(math.floor(low), math.ceil(high) + 1)
+            for digit in digits
+            if low <= math.log10(digit) + power <= high
+        ]
+        if len(ticks) >= 4:
+            break
+    return ticks[:: -(-len(ticks) // 12)]

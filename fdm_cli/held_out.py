@@ -1,0 +1,65 @@
+"""The held-out loss: how well the EMA weights predict on clips that training never sees.
+
+Clips, windows, noise and timesteps are fixed and the same for every run on the same data, whatever its seed, its
+masks and its loss weighting: the curves of two runs of one model size can be laid over each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from fdm_cli.batches import draw_batch
+from fdm_cli.config import Config
+from fdm_cli.dataset import Clips
+from fdm_cli.diffusion import Process
+from fdm_cli.distributed import Ranks
+from fdm_cli.gradients import clip_losses
+from fdm_cli.randomness import derive_seed
+
+CLIPS = 64  # a multiple of 4
+SEED = derive_seed("held-out")
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """One measurement.
+
+    Attributes:
+        loss: mean squared error on latent frames, over all clips.
+        quartiles: the same over the clips with timesteps in each quarter of 0..T-1, little noise first.
+    """
+
+    loss: float
+    quartiles: tuple[float, float, float, float]
+
+
+def measure(
+    model: nn.Module, process: Process, config: Config, clips: Clips, at_once: int, ranks: Ranks
+) -> HeldOutLoss:
+    """Measures on CLIPS clips, shared out over the ranks.
+
+    Args:
+        model: with the EMA weights, in eval mode, on its device.
+        process: the forward process.
+        config: of the run.
+        clips: the held-out ones.
+        at_once: clips in one network call.
+        ranks: all of them call this.
+    """
+    device = next(model.parameters()).device
+    # As in sampling, no window has padding.
+    config = replace(config, data=replace(config.data, masks="filled"))
+    timesteps = ((torch.arange(CLIPS) + 0.5) / CLIPS * process.timesteps).long()
+    losses = torch.zeros(CLIPS)
+    starts = range(0, CLIPS, at_once)
+    for start in starts[ranks.rank :: ranks.size]:
+        count = min(at_once, CLIPS - start)
+        batch = draw_batch(config, clips, start, count, SEED)
+        batch = replace(batch, timestep=timesteps[start : start + count]).to(device)
+        with torch.inference_mode():
+            losses[start : start + count] = clip_losses(model, process, batch, config.training.precision).cpu()
+    quartiles = (ranks.mean(losses) * ranks.size).view(4, -1).mean(1).tolist()
+    return HeldOutLoss(sum(quartiles) / 4, tuple(quartiles))

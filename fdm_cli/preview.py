@@ -1,0 +1,56 @@
+"""A look at what a model in training makes: a few short videos, always from the same noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fdm_cli import picture, plan, rollout, samplers, scheme, video
+from fdm_cli.checkpoint import Checkpoint
+from fdm_cli.video import Frame
+from fdm_cli.video_writer import open_writer
+
+SAMPLES = 4
+SCHEME = "autoregressive"
+SAMPLER = "ddim"
+SEED = 0
+FPS = 10.0
+WINDOWS = 3  # the longest preview, in windows
+SHEET_COLUMNS = 16
+
+
+def write_preview(checkpoint: Checkpoint, path: Path) -> None:
+    """Samples SAMPLES videos, as long as the training clips, and writes them side by side.
+
+    Args:
+        checkpoint: the model, on its device.
+        path: of the GIF; a contact sheet, one video a row, goes beside it as PNG.
+
+    Raises:
+        RunFailed: they cannot be written; or the model makes frames that are not numbers.
+    """
+    config = checkpoint.config
+    length = min(config.data.clip_length, WINDOWS * config.model.window)
+    path.parent.mkdir(exist_ok=True)
+    steps = samplers.choose_timesteps(
+        config.diffusion.timesteps, min(samplers.DEFAULT_STEPS[SAMPLER], config.diffusion.timesteps)
+    )
+    shown = picture.spread(length, SHEET_COLUMNS)
+    rows: list[list[Frame]] = [[] for _ in range(SAMPLES)]
+    the_plan = plan.make(scheme.load(SCHEME), length=length, window=min(config.model.window, length))
+    number = 0
+    with open_writer(path, FPS, force=True) as writer:
+        for update in rollout.run(
+            checkpoint, the_plan, rollout.Sampling(samplers.make(SAMPLER), steps), seed=SEED, samples=SAMPLES
+        ):
+            for frames in update.frames:
+                pixels = video.to_uint8(frames)
+                writer.write(np.concatenate(list(pixels), axis=1))
+                if number in shown:
+                    for row, frame in zip(rows, pixels, strict=True):
+                        row.append(frame)
+                number += 1
+    labels = [str(frame) for frame in shown]
+    sheet = picture.contact_sheet([frame for row in rows for frame in row], labels=labels * SAMPLES, columns=len(shown))
+    picture.write_png(path.with_suffix(".png"), sheet, force=True)

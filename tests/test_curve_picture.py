@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from fdm_cli.curve_picture import BOTTOM, HEIGHT, LEFT, PAPER, RIGHT, TOP, WIDTH, Curve, draw
+
+RED, BLUE = (200, 0, 0), (0, 0, 200)
+
+
+def places(picture, colour):
+    """Rows and columns of the plot's pixels of a colour, legend left out."""
+    rows, columns = np.nonzero((picture[TOP:] == colour).all(-1))
+    return rows + TOP, columns
+
+
+def test_a_curve_runs_from_corner_to_corner_on_a_logarithmic_scale():
+    picture = draw([Curve("a", [(x, 10.0**-x) for x in range(5)], RED)], "step")
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    rows, columns = places(picture, RED)
+    assert columns.min() <= LEFT + 2
+    assert columns.max() >= WIDTH - RIGHT - 2
+    # Falling tenfold a unit is a straight line here.
+    middle = rows[np.abs(columns - (LEFT + WIDTH - RIGHT) / 2) < 1].mean()
+    assert middle == pytest.approx((TOP + HEIGHT - BOTTOM) / 2, abs=4)
+    assert rows[columns == columns.min()].mean() < middle < rows[columns == columns.max()].mean()
+
+
+def test_what_is_not_a_number_leaves_a_gap():
+    values = [1.0, 1.0, float("nan"), 0.1, 0.1]
+    rows, _ = places(draw([Curve("a", list(enumerate(values)), BLUE)], "step"), BLUE)
+    assert rows.max() - rows.min() > 100
+    assert not ((rows > rows.min() + 10) & (rows < rows.max() - 10)).any()
+
+
+@pytest.mark.parametrize(
+    "points", [[], [(7, 0.5)], [(1, 0.3), (2, 0.3)], [(1, 1e-9), (10**7, 1e9)], [(1, float("inf"))]]
+)
+def test_any_points_can_be_drawn(points):
+    picture = draw([Curve("a", points, RED, dots=True), Curve("b", [], BLUE)], "step")
+    assert (picture != PAPER).any()
+    assert bool(len(places(picture, RED)[0])) == any(np.isfinite(y) for _, y in points)
