@@ -13,6 +13,7 @@ from fdm_cli.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
+    from fdm_cli.checkpoint import Checkpoint
     from fdm_cli.config import Config
     from fdm_cli.memory import SamplingMemory, TrainingMemory, TrainingStep
 
@@ -75,6 +76,56 @@ def training_plan(
         *_standing(found, budget, "batch"),
     ]
     return dataclasses.asdict(found), lines
+
+
+def check_sampling(
+    checkpoint: Checkpoint, batch: int, frames: int, budget: Budget | None, device: torch.device, output: Output
+) -> None:
+    """Refuses a network call on `batch` windows of `frames` frames that does not fit.
+
+    Raises:
+        BadInput: too large, with the largest --max-batch that fits.
+    """
+    from fdm_cli import memory
+
+    try:
+        call = memory.SamplingCall(checkpoint.config, frames)
+        peak = call.peak(batch)
+        margin = memory.MARGINS[device.type]
+        if budget is None:
+            output.warn("the system does not say how much memory is free; sampling starts without the memory check")
+        elif not margin.fits(peak, budget.size):
+            largest = call.largest(margin.room(budget.size))
+            raise BadInput(
+                f"a network call on {batch} windows of {frames} frames needs {gigabytes(peak + margin.on(peak))} of "
+                f"memory, there are {gigabytes(budget.size)} ({budget.source})",
+                f"--max-batch {largest} fits" if largest else "not even one window fits; a shorter --window needs less",
+            )
+    except memory.NotCounted as error:
+        output.warn(f"{error.message}; sampling starts without the memory check")
+
+
+def sampling_plan(
+    checkpoint: Checkpoint, batch: int, frames: int, budget: Budget | None, device: torch.device
+) -> tuple[dict[str, Any] | None, str]:
+    """For `--dry-run`: the memory as a plain dict, None when it cannot be estimated, and for a person."""
+    from fdm_cli import memory
+
+    try:
+        found = memory.sampling_memory(checkpoint.config, batch, frames, budget, device.type)
+    except memory.NotCounted as error:
+        return None, error.message
+    peak = f"memory of {batch} windows in a network call: {gigabytes(found.peak)}, margin {gigabytes(found.margin)}"
+    return dataclasses.asdict(found), "\n".join([peak, *_standing(found, budget, "--max-batch")])
+
+
+def sampling_budget(option: str | None, checkpoint: Checkpoint, device: torch.device) -> Budget | None:
+    """As `budget_of`, but what is free now and what the loaded model has taken already. Raises BadInput."""
+    budget = budget_of(option, device)
+    if budget is None or option:
+        return budget
+    taken = sum(parameter.numel() * parameter.element_size() for parameter in checkpoint.model.parameters())
+    return Budget(budget.size + taken, budget.source)
 
 
 def gigabytes(size: int) -> str:

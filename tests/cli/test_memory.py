@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.conftest import fdm
+from tests.conftest import ROOT, fdm
 
 
 def test_a_step_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
@@ -74,4 +74,26 @@ def test_a_batch_of_512_of_the_large_preset_is_refused_within_a_minute(tmp_path)
     assert returncode == 2
     assert used * 1024 < 1.5e9
     assert "hint: --batch-size 1" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("sample",), ("extend", ROOT / "tests/data/one-digit.gif")])
+def test_a_network_call_that_does_not_fit_is_refused(micro_checkpoint, tmp_path, command):
+    common = (*command, "--checkpoint", micro_checkpoint, "--scheme", "keyframes", "--length", 160)
+    done = fdm(*common, "--memory-budget", "100MB", cwd=tmp_path, check=2)
+    error, hint = done.stderr.strip().splitlines()[-2:]
+    assert error.startswith("error: a network call on")
+    assert "(--memory-budget)" in error
+    largest = int(hint.removeprefix("hint: --max-batch ").removesuffix(" fits"))
+    assert 1 <= largest < 16
+    assert list(tmp_path.iterdir()) == []
+    fitting = (*common, "--memory-budget", "100MB", "--dry-run", "--json", "--max-batch")
+    memory = json.loads(fdm(*fitting, largest, cwd=tmp_path).stdout)["memory"]
+    assert memory["fits"]
+    assert (memory["batch"], memory["largest_batch"], memory["budget"]) == (largest, largest, 10**8)
+    assert memory["t4"]["fits"]
+    fdm(*fitting, largest + 1, cwd=tmp_path, check=2)
+    done = fdm(*common, "--memory-budget", "1MB", cwd=tmp_path, check=2)
+    assert "not even one window fits" in done.stderr
     assert list(tmp_path.iterdir()) == []
