@@ -67,8 +67,9 @@ def real_peak(config, latent_frames=None) -> int:
         ),
         pytest.param("moving-mnist-small", ("training.batch_size=2",), marks=pytest.mark.slow),
         pytest.param("moving-mnist-small", ("training.batch_size=2", CHECKPOINTING), marks=pytest.mark.slow),
+        pytest.param("moving-mnist-small", ("training.batch_size=1", BF16), marks=pytest.mark.slow),
         pytest.param("moving-mnist", ("training.batch_size=1",), marks=pytest.mark.slow),
-        pytest.param("moving-mnist", ("training.batch_size=1", CHECKPOINTING, BF16), marks=pytest.mark.slow),
+        pytest.param("moving-mnist", ("training.batch_size=1", CHECKPOINTING), marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_is_what_the_allocator_reports(preset, sets):
@@ -173,9 +174,9 @@ def test_the_seed_s_preset_on_a_t4():
 @pytest.mark.slow
 def test_an_estimate_of_a_large_model_needs_little_memory_itself():
     code = (
-        "import resource, fdm_cli.config as c, fdm_cli.memory as m\n"
+        "import re, fdm_cli.config as c, fdm_cli.memory as m\n"
         "step = m.TrainingStep(c.load_preset('moving-mnist', ['training.batch_size=512']))\n"
-        "print(step.peak(512), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(step.peak(512), re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peak, used = map(int, done.stdout.split())
