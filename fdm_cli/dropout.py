@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
             return x
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.p)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = x.new_empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: x.numel()]
         # In the order of memory, whatever the layout of x is.
         keep = (bits >= dropped - LEVELS // 2).as_strided(x.shape, x.stride())

@@ -47,7 +47,8 @@ class Conv3x3(nn.Conv2d):
         frames, channels, height, width = x.shape
         fewest = FEWEST_CHANNELS if torch.is_grad_enabled() else FEWEST_CHANNELS_FORWARD
         return (
-            x.device.type == "cpu"
+            type(x) is Tensor  # not one without content, whose memory is counted: the tiles take little of it
+            and x.device.type == "cpu"
             and x.dtype == torch.float32
             and channels * self.out_channels >= fewest * (channels + self.out_channels)
             and height % TILE == width % TILE == 0

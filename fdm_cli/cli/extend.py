@@ -28,6 +28,7 @@ def extend(
     fps: options.Fps = None,
     sheet: options.Sheet = False,
     force: options.Force = False,
+    memory_budget: options.MemoryBudget = None,
     dry_run: options.DryRun = False,
     seed: options.Seed = None,
     device: options.Device = options.DeviceName.auto,
@@ -39,6 +40,6 @@ def extend(
     """Continue a clip: its own frames stay, the scheme says where new ones go. --length counts them all."""
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
-        output, fps, sheet, force, dry_run, seed, device.value, threads,
+        output, fps, sheet, force, dry_run, seed, device.value, threads, memory_budget,
     )  # fmt: skip
     make_videos(request, clip, Output(json, quiet))

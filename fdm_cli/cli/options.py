@@ -100,4 +100,8 @@ Fps = Annotated[
 ]
 Sheet = Annotated[bool, typer.Option("--sheet", help="Also a contact sheet, a PNG beside the video.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option("--memory-budget", metavar="SIZE", help="Memory to fit into, as 16GB; default: what is free."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]

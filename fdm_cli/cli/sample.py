@@ -22,6 +22,7 @@ def sample(
     fps: options.Fps = None,
     sheet: options.Sheet = False,
     force: options.Force = False,
+    memory_budget: options.MemoryBudget = None,
     dry_run: options.DryRun = False,
     seed: options.Seed = None,
     device: options.Device = options.DeviceName.auto,
@@ -33,6 +34,6 @@ def sample(
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
-        output, fps, sheet, force, dry_run, seed, device.value, threads,
+        output, fps, sheet, force, dry_run, seed, device.value, threads, memory_budget,
     )  # fmt: skip
     make_videos(request, None, Output(json, quiet))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdm_cli import __version__, scheme
 from fdm_cli import given as givens
+from fdm_cli.cli import memory_report
 from fdm_cli.cli.render import Output, duration
 from fdm_cli.errors import BadInput, RunFailed
 
@@ -48,6 +49,7 @@ class Request:
     seed: int | None
     device: str
     threads: int | None
+    memory_budget: str | None
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,17 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
     positions = [frame for start, stop in plan.given for frame in range(start, stop)]
     given = dict(zip(positions, clip.frames, strict=True)) if clip else {}
     calls = rollout.count_calls(plan, request.num_samples, request.max_batch) * len(timesteps)
+    device = next(checkpoint.model.parameters()).device
+    budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
+    # The widest wave, cut into batches; every window as long as the plan allows.
+    largest_call = min(max(len(wave) for wave in plan.by_wave()) * request.num_samples, request.max_batch)
+    memory_report.check_sampling(checkpoint, largest_call, plan.window, budget, device, output)
     if request.dry_run:
+        memory = memory_report.sampling_plan(checkpoint, largest_call, plan.window, budget, device)
         seconds = calls * rollout.seconds_per_call(
             checkpoint, plan, request.num_samples, request.max_batch, request.guidance
         )
-        _show_plan(plan, clip_length, len(timesteps), calls, seconds, request, output)
+        _show_plan(plan, clip_length, len(timesteps), calls, seconds, memory, request, output)
         return
     seed = secrets.randbits(31) if request.seed is None else request.seed
     fps = request.fps or (clip.fps if clip else DEFAULT_FPS)
@@ -213,7 +221,14 @@ def _place(plan_scheme: Scheme, clip: Clip | None, length: int) -> tuple[tuple[i
 
 
 def _show_plan(
-    plan: Plan, clip_length: int, steps: int, calls: int, seconds: float, request: Request, output: Output
+    plan: Plan,
+    clip_length: int,
+    steps: int,
+    calls: int,
+    seconds: float,
+    memory: tuple[dict[str, Any] | None, str],
+    request: Request,
+    output: Output,
 ) -> None:
     facts: dict[str, Any] = {
         "scheme": plan.scheme,
@@ -230,12 +245,13 @@ def _show_plan(
         "reach": plan.reach,
         "clip_length": clip_length,
         "estimated_seconds": round(seconds, 1),
+        "memory": memory[0],
     }
     text = (
         f"{plan.length} frames with {plan.scheme} (window {plan.window}, step {plan.step}): {plan.calls} windows in "
         f"{plan.waves} waves\n{calls} network calls ({request.sampler}, {steps} steps a window), "
         f"about {duration(seconds)}\nreaches {plan.reach + 1} frames wide; "
-        f"the model was trained on clips of {clip_length}"
+        f"the model was trained on clips of {clip_length}\n{memory[1]}"
     )
     output.result(facts, text)
 

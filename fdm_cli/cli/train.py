@@ -68,6 +68,7 @@ def train(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and stop.")] = False,
     seed: options.TrainingSeed = None,
+    memory_budget: options.MemoryBudget = None,
     device: options.Device = options.DeviceName.auto,
     threads: options.Threads = None,
     json: options.Json = False,
@@ -107,9 +108,9 @@ def train(
         config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, init_from, sets))
         ranks.clips_each(config.training.batch_size, config.training.accumulation)
         if not dry_run:
-            _train(config, RunFolder(path), init_from, device.value, threads, tensorboard, output, ranks)
+            _train(config, RunFolder(path), init_from, device.value, threads, memory_budget, tensorboard, output, ranks)
         elif ranks.rank == 0:
-            _show_plan(config, RunFolder(path), data is not None, output)
+            _show_plan(config, RunFolder(path), data is not None, device.value, threads, memory_budget, output, ranks)
 
 
 def _configure(
@@ -199,14 +200,27 @@ def _first_difference(run: dict, asked: dict, path: str) -> str | None:  # type:
     return found
 
 
-def _show_plan(config: Config, folder: RunFolder, draw_sheet: bool, output: Output) -> None:
+def _show_plan(
+    config: Config,
+    folder: RunFolder,
+    draw_sheet: bool,
+    device_name: str,
+    threads: int | None,
+    memory_budget: str | None,
+    output: Output,
+    ranks: Ranks,
+) -> None:
     import torch
 
     from fdm_cli import config as configuration
-    from fdm_cli.cli import data_report
+    from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import BUILT_IN
+    from fdm_cli.device import choose_device
     from fdm_cli.unet import UNet
 
+    memory, memory_lines = memory_report.training_plan(
+        config, choose_device(device_name, threads), memory_budget, ranks.size
+    )
     found = data_report.prepare(config, output)
     sheet = data_report.draw_sheet(config) if draw_sheet or config.data.source != BUILT_IN else None
     with torch.device("meta"):
@@ -217,9 +231,10 @@ def _show_plan(config: Config, folder: RunFolder, draw_sheet: bool, output: Outp
             "config": configuration.to_dict(config),
             "parameters": parameters,
             "data": {**found.to_dict(), "sheet": None if sheet is None else str(sheet)},
+            "memory": memory,
         },
         f"{configuration.to_yaml(config)}# {parameters / 1e6:.2f} M parameters, run folder {folder.path}\n"
-        + "\n".join(f"# {line}" for line in data_report.lines(found, config, sheet)),
+        + "\n".join(f"# {line}" for line in [*data_report.lines(found, config, sheet), *memory_lines]),
     )
 
 
@@ -229,6 +244,7 @@ def _train(
     init_from: Path | None,
     device_name: str,
     threads: int | None,
+    memory_budget: str | None,
     tensorboard: bool,
     output: Output,
     ranks: Ranks,
@@ -237,7 +253,7 @@ def _train(
     import time
 
     from fdm_cli import trainer as training
-    from fdm_cli.cli import data_report
+    from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import open_clips
     from fdm_cli.device import check_precision, choose_device
     from fdm_cli.run_folder import StopSignals
@@ -245,6 +261,7 @@ def _train(
 
     device = ranks.device(choose_device(device_name, threads))
     check_precision(config.training.precision, device)
+    memory_report.check_training(config, device, memory_budget, output, ranks.size)
     found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)
     clips, held_out = open_clips(config), open_clips(config, "held-out")
