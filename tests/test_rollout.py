@@ -13,8 +13,8 @@ from fdm_cli.unet import UNet
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """`micro` with weights that are random everywhere, so that nothing is hidden by a zero."""
-    config = configuration.load_preset("micro")
+    """`micro` at 8 x 8 pixels with weights that are random everywhere, so that nothing is hidden by a zero."""
+    config = configuration.load_preset("micro", ["model.image_size=8", "model.attention_resolutions=[4, 2]"])
     torch.manual_seed(0)
     model = UNet(config).eval()
     for parameter in model.parameters():
@@ -49,7 +49,7 @@ def test_every_frame_is_made_once_and_comes_in_order(checkpoint, name):
 
 def test_waves_run_as_batches_and_give_what_single_stages_give(checkpoint):
     batched, calls = make(checkpoint, "keyframes", 160)
-    assert calls <= 3 * 2  # two waves; the second one has windows of two sizes
+    assert calls == 2 * 2  # two waves; in the second one, gaps of two lengths leave room for 6 or 7 observed frames
     alone, many = make(checkpoint, "keyframes", 160, max_batch=1)
     assert many == 16 * 2
     torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
@@ -63,7 +63,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(checkpoint):
 
 
 def test_given_frames_stay_and_matter(checkpoint):
-    given = {frame: torch.full((1, 16, 16), frame / 10) for frame in range(8)}
+    given = {frame: torch.full((1, 8, 8), frame / 10) for frame in range(8)}
     frames, _ = make(checkpoint, "autoregressive", 20, given=given)
     assert torch.equal(frames[0, :8], torch.stack(list(given.values())))
     other, _ = make(checkpoint, "autoregressive", 20, given={frame: -value for frame, value in given.items()})
@@ -73,32 +73,49 @@ def test_given_frames_stay_and_matter(checkpoint):
 def test_given_frames_must_be_those_of_the_plan(checkpoint):
     plan = planning.make(scheme.load("autoregressive"), length=20, given=[(0, 4)])
     with pytest.raises(BadInput, match="given frames"):
-        next(rollout.run(checkpoint, plan, sampling(), seed=0, given={0: torch.zeros(1, 16, 16)}))
+        next(rollout.run(checkpoint, plan, sampling(), seed=0, given={0: torch.zeros(1, 8, 8)}))
 
 
-def test_a_frame_leaves_memory_once_written_and_no_longer_observed(checkpoint, monkeypatch):
-    alive = []
-    take = rollout.FrameStore.take_finished
+@pytest.mark.parametrize("name", ["adaptive-autoregressive", "adaptive-hierarchy-2"])
+def test_observed_frames_may_be_chosen_at_run_time(checkpoint, name):
+    plan = planning.make(scheme.load(name), length=40)
+    chosen = {}
 
-    def watched(store, stages):
-        finished = take(store, stages)
-        alive.append(len(store._frames))
-        return finished
+    def choose(number, sample, store):
+        """The frames always observed, and the oldest candidates or, for the second sample, the newest."""
+        choice = plan.stages[number].choice
+        known = [f for f in range(40) if plan.maker(f) < choice.among and f not in choice.always]
+        assert all(store.get(frame, sample).any() for frame in known)
+        assert (number, sample) not in chosen
+        more = plan.stages[number].observed_count - len(choice.always)
+        chosen[number, sample] = (*choice.always, *(known[len(known) - more :] if sample else known[:more]))
+        return chosen[number, sample]
 
-    monkeypatch.setattr(rollout.FrameStore, "take_finished", watched)
-    make(checkpoint, "autoregressive", 80)
-    assert max(alive) <= 16
-    assert alive[-1] == 0
+    updates = list(rollout.run(checkpoint, plan, sampling(), seed=3, samples=2, choose=choose))
+    executed = {(job.number, job.sample): job.observed for update in updates for job in update.executed}
+    for number, stage in enumerate(plan.stages):
+        for sample in (0, 1):
+            assert executed.pop((number, sample)) == (stage.observed or tuple(sorted(chosen.pop((number, sample), ()))))
+    assert not executed
+    assert not chosen
+
+
+def test_a_plan_with_choices_needs_someone_to_make_them(checkpoint):
+    plan = planning.make(scheme.load("adaptive-autoregressive"), length=40)
+    with pytest.raises(BadInput, match="chooses observed frames by their looks"):
+        list(rollout.run(checkpoint, plan, sampling(), seed=3))
+    with pytest.raises(ValueError, match="must observe 8 of"):
+        list(rollout.run(checkpoint, plan, sampling(), seed=3, choose=lambda *_: range(20, 28)))
 
 
 class TestGuidance:
     """eps_none + W (eps_observed - eps_none), eps_none from the latent frames alone."""
 
     def outputs(self, checkpoint, guidance, observed_value=0.5):
-        x = torch.randn(1, 6, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+        x = torch.randn(1, 6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
         observed = (torch.arange(6) < 2)[None]
         x_0 = torch.full_like(x, observed_value)
-        denoise = rollout._denoiser(checkpoint.model, x_0, torch.arange(6)[None], observed, guidance)
+        denoise = rollout._denoiser(checkpoint.model, x_0, torch.arange(6)[None], observed, ~observed, guidance)
         with torch.inference_mode():
             return denoise(x, torch.tensor([500]))[:, 2:]
 
