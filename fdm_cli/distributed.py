@@ -10,6 +10,8 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
+from fdm_cli.errors import RunFailed
+
 T = TypeVar("T")
 
 
@@ -30,7 +32,8 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[T | None] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with _failures():
+            dist.all_gather_object(values, value)
         return cast(list[T], values)
 
     def share(self, value: T) -> T:
@@ -38,8 +41,17 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        with _failures():
+            dist.broadcast_object_list(box)
         return box[0]
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunFailed(f"another of the processes has ended: {' '.join(str(error).split())[:200]}") from error
 
 
 @contextmanager

@@ -99,7 +99,9 @@ def real_fps(path: str | Path, fps: float) -> float:
     return fps
 
 
-def open_writer(path: str | Path, fps: float, *, force: bool = False, frames: int | None = None) -> Writer:
+def open_writer(
+    path: str | Path, fps: float, *, force: bool = False, frames: int | None = None, folder: Path | None = None
+) -> Writer:
     """A writer for a video at `path`, to be used in a `with` block.
 
     Args:
@@ -107,6 +109,7 @@ def open_writer(path: str | Path, fps: float, *, force: bool = False, frames: in
         fps: the rate asked for; the writer's `fps` is the one it gets.
         force: as for `check_output`.
         frames: how many will come, if known: what the format cannot hold is then refused at once.
+        folder: where the unfinished file lies, on the same disk; None is beside `path`.
 
     Raises:
         BadInput: as `check_output` and `real_fps`; more frames than this tool reads back of such a file.
@@ -114,7 +117,7 @@ def open_writer(path: str | Path, fps: float, *, force: bool = False, frames: in
     kind = check_output(path, force)
     if frames is not None and frames > MAX_PICTURE_FRAMES and kind not in (".mp4", ".npz"):
         raise BadInput(f"{path}: {frames} frames; such files hold at most {MAX_PICTURE_FRAMES}", "write .mp4 or .npz")
-    return Writer(Path(path), kind, real_fps(path, fps), force)
+    return Writer(Path(path), kind, real_fps(path, fps), force, folder)
 
 
 class Writer:
@@ -125,6 +128,7 @@ class Writer:
         kind: one of SUFFIXES or FOLDER.
         fps: frames per second, as `real_fps` gives it.
         force: replace what is there.
+        folder: as for `open_writer`.
 
     Attributes:
         fps: the rate that the file really has.
@@ -132,7 +136,7 @@ class Writer:
         remarks: lines that the user should see, known after the first frame.
     """
 
-    def __init__(self, path: Path, kind: str, fps: float, force: bool) -> None:
+    def __init__(self, path: Path, kind: str, fps: float, force: bool, folder: Path | None = None) -> None:
         self.path = path
         self.kind = kind
         self.fps = fps
@@ -140,7 +144,8 @@ class Writer:
         self.frames = 0
         self.remarks: tuple[str, ...] = ()
         self._shape: tuple[int, ...] = ()
-        self._temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}")
+        name = f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}"
+        self._temporary = (folder or path.parent) / name
         self._encoder: _Encoder | None = None
 
     def __enter__(self) -> Writer:

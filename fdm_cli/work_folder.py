@@ -95,7 +95,7 @@ class WorkFolder:
         self.frames = self.path / "frames.f32"
         self._run = self.path / "run.json"
         self._journal = self.path / "journal.jsonl"
-        self._finishing = self.path / "finishing"
+        self._may_replace = self.path / "may-replace"
 
     def facts(self) -> dict[str, Any] | None:
         """What the interrupted run was; None when there is none. Raises BadInput when that cannot be read."""
@@ -115,14 +115,14 @@ class WorkFolder:
         return self._journal.exists() and self._journal.stat().st_size > 0
 
     @property
-    def was_finishing(self) -> bool:
-        """Whether the interrupted run had begun to put its files in place."""
-        return self._finishing.exists()
+    def may_replace(self) -> bool:
+        """Whether outputs that exist may be replaced when the run goes on."""
+        return self._may_replace.exists()
 
-    def finishing(self) -> None:
-        """From here on, outputs that exist may be this run's own."""
-        with write_failures(self._finishing):
-            self._finishing.touch()
+    def let_replace(self) -> None:
+        """Outputs that exist may be replaced from here on: the user said so, or they are this run's own."""
+        with write_failures(self._may_replace):
+            self._may_replace.touch()
 
     @contextmanager
     def opened(self, facts: Mapping[str, Any], resume: bool) -> Iterator[None]:
@@ -175,7 +175,7 @@ class WorkFolder:
 
     def _clear(self, keep_run: bool) -> None:
         """Removes half-written videos of a killed process and, unless the run goes on, all of it."""
-        kept = {self._run, self.frames, self._journal, self._finishing} if keep_run else set()
+        kept = {self._run, self.frames, self._journal, self._may_replace} if keep_run else set()
         for entry in self.path.iterdir():
             if entry.name != ".lock" and entry not in kept:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
