@@ -143,7 +143,7 @@ def make_embedding(name: str, device: torch.device) -> Embedding:
     raise BadInput(f"unknown embedding {name!r}", did_you_mean(name, EMBEDDINGS))
 
 
-def farthest(points: Vector, taken: Sequence[int], count: int, prefer: Sequence[int] | None = None) -> list[int]:
+def farthest(points: Vector, taken: Sequence[int], count: int, prefer: NDArray[np.int64] | None = None) -> list[int]:
     """Farthest-point selection: `count` rows, each the farthest from all taken before it.
 
     Args:
@@ -156,7 +156,7 @@ def farthest(points: Vector, taken: Sequence[int], count: int, prefer: Sequence[
     Returns:
         the rows, in the order in which they were chosen. Work and memory: O(F D) a choice, O(F) in all.
     """
-    order = np.arange(len(points)) if prefer is None else np.asarray(prefer)
+    order = np.arange(len(points)) if prefer is None else prefer
     nearest = np.full(len(points), np.inf, np.float32)  # squared distance to the nearest row taken
     chosen: list[int] = []
 

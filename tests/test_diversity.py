@@ -19,12 +19,13 @@ from fdm_cli.randomness import generator
 def plain_farthest(points, taken, count):
     """The definition, in whole numbers: every distance again for every choice."""
     taken, chosen = list(taken), []
+
+    def squared(one, other):
+        return sum((a - b) ** 2 for a, b in zip(points[one], points[other], strict=True))
+
     for _ in range(count):
         rest = [row for row in range(len(points)) if row not in taken]
-        far = {
-            row: min((sum((int(a) - int(b)) ** 2 for a, b in zip(points[row], points[t])) for t in taken), default=0)
-            for row in rest
-        }
+        far = {row: min((squared(row, other) for other in taken), default=0) for row in rest}
         row = max(rest, key=lambda row: (far[row], -row))
         taken.append(row)
         chosen.append(row)
@@ -43,7 +44,7 @@ def test_farthest_is_the_definition(data):
 def test_of_equally_far_frames_the_lowest_number_is_chosen():
     same = np.zeros((5, 3), np.float32)
     assert farthest(same, [2], 3) == [0, 1, 3]
-    assert farthest(same, [2], 3, prefer=[9, 8, 7, 1, 2]) == [3, 4, 1]
+    assert farthest(same, [2], 3, prefer=np.array([9, 8, 7, 1, 2])) == [3, 4, 1]
     with pytest.raises(ValueError, match="5 rows wanted"):
         farthest(same, [2], 5)
 
