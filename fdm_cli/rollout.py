@@ -234,26 +234,26 @@ def _rounds(plan: Plan, samples: int, max_batch: int, processes: int, mixed: boo
         samples: S.
         max_batch: jobs in a batch; fewer where that keeps all processes busy.
         processes: P.
-        mixed: jobs of one size share a batch however their frames divide into observed and latent ones.
+        mixed: a batch takes windows however their frames divide into observed and latent ones, and windows up to a
+            quarter shorter than its longest, which are padded; else only windows of one shape.
     """
 
-    def shape(stage: Stage) -> tuple[int, int]:
-        size = stage.observed_count + len(stage.latent)
-        return size, 0 if mixed else stage.observed_count
+    def size(stage: Stage) -> tuple[int, int]:
+        return stage.observed_count + len(stage.latent), 0 if mixed else stage.observed_count
 
     for wave in plan.by_wave():
         most = min(max_batch, -(-len(wave) * samples // processes))
         batches: list[list[Job]] = []
-        last = None
-        for number in sorted(wave, key=lambda number: shape(plan.stages[number])):
+        for number in sorted(wave, key=lambda number: size(plan.stages[number]), reverse=True):
             stage = plan.stages[number]
             for sample in range(samples):
-                if shape(stage) != last or len(batches[-1]) == most:
+                longest = size(batches[-1][0].stage) if batches else None
+                fits = longest and (4 * size(stage)[0] >= 3 * longest[0] if mixed else size(stage) == longest)
+                if not fits or len(batches[-1]) == most:
                     if len(batches) == processes:
                         yield batches
                         batches = []
                     batches.append([])
-                    last = shape(stage)
                 batches[-1].append(Job(number, sample, stage, stage.observed or ()))
         yield batches
 
@@ -330,7 +330,7 @@ def _sample_batch(
     device = next(model.parameters()).device
     shape = (config.image_channels, config.image_size, config.image_size)
     generators = [generator(seed, "stage", job.sample, job.number) for job in batch]
-    size = batch[0].places.stop
+    size = max(job.places.stop for job in batch)
 
     def noise() -> Tensor:
         """On the latent frames; observed ones enter clean, whatever is put there."""
@@ -341,15 +341,18 @@ def _sample_batch(
 
     x_0 = torch.zeros(len(batch), size, *shape)
     indices = torch.zeros(len(batch), size, dtype=torch.int64)
-    latent = torch.zeros(len(batch), size, dtype=torch.bool)
+    observed, latent = (torch.zeros(len(batch), size, dtype=torch.bool) for _ in range(2))
     for row, job in enumerate(batch):
         for column, index in enumerate(job.observed):
             x_0[row, column] = store.get(index, job.sample)
-        indices[row] = torch.tensor([*plan.positions(job.stage, job.observed), *job.stage.latent])
+        positions = torch.tensor([*plan.positions(job.stage, job.observed), *job.stage.latent])
+        indices[row, : len(positions)] = positions
+        indices[row, len(positions) :] = positions[-1]
+        observed[row, : job.places.start] = True
         latent[row, job.places] = True
-    x_0, indices, latent = x_0.to(device), indices.to(device), latent.to(device)
+    x_0, indices, observed, latent = (tensor.to(device) for tensor in (x_0, indices, observed, latent))
 
-    denoise = _denoiser(model, x_0, indices, ~latent, latent, sampling.guidance)
+    denoise = _denoiser(model, x_0, indices, observed, latent, sampling.guidance)
     yield from samplers.sample(denoise, checkpoint.process, noise(), sampling.timesteps, sampling.step, noise)
 
 
@@ -360,10 +363,10 @@ def _denoiser(
 
     Guidance extrapolates from what the network says of the latent frames alone. The observed ones are left out of
     that second call, so it is cheaper than the first. A sum of outputs whose weights add up to 1 means the same
-    whether the network predicts eps, v or x_0. All windows observe equally many frames then.
+    whether the network predicts eps, v or x_0. All windows have one shape then; else shorter ones end in padding.
     """
     conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": latent_mask}
-    window = Window.of(**conditions)
+    window = Window.of(frame_indices, observed_mask, latent_mask, ignore_padding=True)
 
     def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
         return model(x_t, timestep, x_0=x_0, **conditions, window=window)
@@ -372,7 +375,7 @@ def _denoiser(
     if guidance == 1 or observed == 0:
         return denoise
     alone = {key: value[:, observed:] for key, value in conditions.items()}
-    window_alone = Window.of(**alone)
+    window_alone = Window.of(*alone.values())
 
     def guided(x_t: Tensor, timestep: Tensor) -> Tensor:
         output = denoise(x_t, timestep)

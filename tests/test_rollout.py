@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 
@@ -6,9 +8,10 @@ from fdm_cli import plan as planning
 from fdm_cli import rollout, samplers, scheme
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.diffusion import Process
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.rollout import Sampling
 from fdm_cli.unet import UNet
+from fdm_cli.work_folder import WorkFolder
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,51 @@ def test_waves_run_as_batches_and_give_what_single_stages_give(checkpoint):
     alone, many = make(checkpoint, "keyframes", 160, max_batch=1)
     assert many == 16 * 2
     torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
+
+
+GAPS = """
+name: gaps
+about: The gaps between sixteen frames, each from its two ends alone.
+length: 160
+window: 16
+step: 8
+start: spread
+rounds:
+  - generate: gaps
+    parallel: true
+    observe:
+      - before: 1
+      - after: 1
+"""
+
+
+def test_windows_of_different_lengths_share_a_batch(checkpoint, tmp_path):
+    (tmp_path / "gaps.yaml").write_text(GAPS)
+    plan = planning.make(scheme.load(str(tmp_path / "gaps.yaml")))
+    assert {stage.observed_count + len(stage.latent) for stage in plan.stages} == {16, 12, 11}
+    batched, calls = make(checkpoint, str(tmp_path / "gaps.yaml"), 160)
+    assert calls == 2 * 2
+    alone, _ = make(checkpoint, str(tmp_path / "gaps.yaml"), 160, max_batch=1)
+    torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
+
+
+def test_much_shorter_windows_and_guided_ones_of_another_shape_are_not_padded(checkpoint, monkeypatch):
+    sizes = []
+    sample_batch = rollout._sample_batch
+
+    def watched(checkpoint, plan, batch, *rest):
+        sizes.append([job.stage.observed_count + len(job.stage.latent) for job in batch])
+        shapes.append({job.stage.observed_count for job in batch})
+        return sample_batch(checkpoint, plan, batch, *rest)
+
+    monkeypatch.setattr(rollout, "_sample_batch", watched)
+    shapes = []
+    make(checkpoint, "keyframes", 33)
+    assert all(4 * min(batch) >= 3 * max(batch) for batch in sizes)
+    assert any(len(observed) > 1 for observed in shapes)
+    shapes = []
+    make(checkpoint, "keyframes", 33, sampling=sampling(guidance=1.5))
+    assert all(len(observed) == 1 for observed in shapes)
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(checkpoint):
@@ -106,6 +154,94 @@ def test_a_plan_with_choices_needs_someone_to_make_them(checkpoint):
         list(rollout.run(checkpoint, plan, sampling(), seed=3))
     with pytest.raises(ValueError, match="must observe 8 of"):
         list(rollout.run(checkpoint, plan, sampling(), seed=3, choose=lambda *_: range(20, 28)))
+
+
+class Stopped(Exception):
+    pass
+
+
+def interrupted(checkpoint, folder, name, windows, **options):
+    """Runs in the work folder until so many windows are finished, then stops in the middle of the next batch."""
+    plan = planning.make(scheme.load(name), length=60)
+    work = WorkFolder(folder / "video.gif")
+    updates = []
+    with contextlib.suppress(Stopped), work.opened({}, resume=work.facts() is not None):
+        for update in rollout.run(checkpoint, plan, sampling(3), seed=3, max_batch=2, work=work, **options):
+            updates.append(update)
+            if update.windows >= windows and update.steps == 2:
+                raise Stopped
+    return updates
+
+
+def finished(checkpoint, folder, name, **options):
+    """Goes on to the end: all frames (S, N, C, H, W), and the updates."""
+    plan = planning.make(scheme.load(name), length=60)
+    work = WorkFolder(folder / "video.gif")
+    with work.opened({}, resume=work.facts() is not None):
+        updates = list(rollout.run(checkpoint, plan, sampling(3), seed=3, max_batch=2, work=work, **options))
+    return torch.stack([frame for update in updates for frame in update.frames], dim=1), updates
+
+
+class TestResuming:
+    @pytest.mark.parametrize("name", ["autoregressive", "hierarchy-2", "keyframes"])
+    def test_the_very_same_bits(self, checkpoint, tmp_path, name):
+        whole, _ = finished(checkpoint, tmp_path, name, samples=2)
+        interrupted(checkpoint, tmp_path, name, windows=3, samples=2)
+        again = interrupted(checkpoint, tmp_path, name, windows=7, samples=2)
+        assert [update.replayed for update in again if update.executed][:2] == [True, True]
+        frames, updates = finished(checkpoint, tmp_path, name, samples=2)
+        assert torch.equal(frames, whole)
+        assert sum(len(update.executed) for update in updates if update.replayed) >= 7
+        assert not (tmp_path / ".video.gif.work").exists()
+
+    def test_what_is_finished_is_not_made_again(self, checkpoint, tmp_path, monkeypatch):
+        interrupted(checkpoint, tmp_path, "autoregressive", windows=4)
+        calls = []
+        forward = UNet.forward
+        monkeypatch.setattr(UNet, "forward", lambda *a, **o: calls.append(1) or forward(*a, **o))
+        _, updates = finished(checkpoint, tmp_path, "autoregressive")
+        assert len(calls) == (7 - 4) * 3
+        assert updates[-1].network_calls == 7 * 3
+
+    def test_frames_that_were_not_all_written_are_made_again(self, checkpoint, tmp_path):
+        whole, _ = finished(checkpoint, tmp_path, "autoregressive")
+        interrupted(checkpoint, tmp_path, "autoregressive", windows=4)
+        file = tmp_path / ".video.gif.work" / "frames.f32"
+        content = bytearray(file.read_bytes())
+        content[30 * 256 + 9] ^= 1  # frame 30, of the third window
+        file.write_bytes(content[: 35 * 256])
+        frames, updates = finished(checkpoint, tmp_path, "autoregressive")
+        assert torch.equal(frames, whole)
+        assert sum(len(update.executed) for update in updates if update.replayed) == 2
+
+    def test_choices_are_remembered_not_made_again(self, checkpoint, tmp_path):
+        plan = planning.make(scheme.load("adaptive-autoregressive"), length=60)
+        asked = []
+
+        def choose(number, sample, _store):
+            asked.append((number, sample))
+            choice = plan.stages[number].choice
+            known = [f for f in range(60) if plan.maker(f) < choice.among and f not in choice.always]
+            return [*choice.always, *known[-(plan.stages[number].observed_count - len(choice.always)) :]]
+
+        earlier = interrupted(checkpoint, tmp_path, "adaptive-autoregressive", windows=4, samples=2, choose=choose)
+        asked.clear()
+        _, updates = finished(checkpoint, tmp_path, "adaptive-autoregressive", samples=2, choose=choose)
+        executed, before = (
+            {(job.number, job.sample): job.observed for update in run for job in update.executed}
+            for run in (updates, earlier)
+        )
+        assert before.items() <= executed.items()
+        assert not before.keys() & set(asked)
+        assert len(executed) == 2 * plan.calls
+        assert all(len(observed) == plan.stages[number].observed_count for (number, _), observed in executed.items())
+
+
+def test_frames_that_are_not_numbers_end_the_run(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(UNet, "forward", lambda _model, x_t, *_, **__: torch.full_like(x_t, torch.nan))
+    with pytest.raises(RunFailed, match="not numbers"):
+        finished(checkpoint, tmp_path, "autoregressive")
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestGuidance:
