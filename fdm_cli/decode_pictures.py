@@ -94,7 +94,7 @@ def _constant_rate(path: Path, durations: list[Fraction]) -> tuple[float, list[i
     if total - stored > MAX_ADDED_FRAMES or total > MAX_PICTURE_FRAMES:
         raise BadInput(
             f"{path}: its {stored} frames of differing durations make {total} on their common tick of {tick * 10} ms",
-            "give its frames equal durations first",
+            f"give it a constant rate first: ffmpeg -i {path.name} -r 10 constant.mp4",
         )
     if total == stored:
         return 100 / tick, repeats, ()

@@ -18,7 +18,7 @@ from fdm_cli.errors import BadInput, RunFailed, did_you_mean
 from fdm_cli.files import sync, write_failures
 from fdm_cli.video import read
 from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
-from fdm_cli.video_info import MAX_PICTURE_FRAMES, Frame
+from fdm_cli.video_info import MAX_FRAME_PIXELS, MAX_PICTURE_FRAMES, MAX_PICTURE_PIXELS, MAX_VIDEO_PIXELS, Frame
 
 SUFFIXES = (".gif", ".mp4", ".npz", ".webp", ".apng")
 MIN_FPS, MAX_FPS = 0.01, 1000.0
@@ -73,7 +73,7 @@ def real_fps(path: str | Path, fps: float) -> float:
         BadInput: a rate outside 0.01 to 1000 frames per second.
     """
     if not MIN_FPS <= fps <= MAX_FPS:
-        raise BadInput(f"{fps:g} frames per second is not between {MIN_FPS} and {MAX_FPS:g}")
+        raise BadInput(f"{fps:g} frames per second is not between {MIN_FPS} and {MAX_FPS:g}", "--fps N sets the rate")
     suffix = Path(path).suffix.lower()
     if suffix == ".gif":
         return 100 / min(65535, max(2, round(100 / fps)))
@@ -85,7 +85,13 @@ def real_fps(path: str | Path, fps: float) -> float:
 
 
 def open_writer(
-    path: str | Path, fps: float, *, force: bool = False, frames: int | None = None, folder: Path | None = None
+    path: str | Path,
+    fps: float,
+    *,
+    force: bool = False,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    folder: Path | None = None,
 ) -> Writer:
     """A writer for a video at `path`, to be used in a `with` block.
 
@@ -94,12 +100,21 @@ def open_writer(
         fps: the rate asked for; the writer's `fps` is the one it gets.
         force: as for `check_output`.
         frames: how many will come, if known: what the format cannot hold is then refused at once.
+        size: their height and width, if known: likewise.
         folder: where the unfinished file lies, on the same disk; None is beside `path`.
 
     Raises:
-        BadInput: as `check_output` and `real_fps`; more frames than this tool reads back of such a file.
+        BadInput: as `check_output` and `real_fps`; more or larger frames than this tool reads back of such a file.
     """
     kind = check_output(path, force)
+    if size is not None:
+        _check_size(Path(path), kind, *size)
+        most = MAX_VIDEO_PIXELS if kind in (".mp4", ".npz", FOLDER) else MAX_PICTURE_PIXELS
+        if size[0] * size[1] * (frames or 1) > most:
+            raise BadInput(
+                f"{path}: {frames} frames of {size[1]}x{size[0]}; such files hold at most {most:.0e} pixels in all",
+                "a smaller --scale, or write .mp4 or .npz",
+            )
     if frames is not None and frames > MAX_PICTURE_FRAMES and kind not in (".mp4", ".npz"):
         raise BadInput(f"{path}: {frames} frames; such files hold at most {MAX_PICTURE_FRAMES}", "write .mp4 or .npz")
     return Writer(Path(path), kind, real_fps(path, fps), force, folder)
@@ -172,9 +187,7 @@ class Writer:
     def _begin(self, frame: Frame) -> None:
         self._shape = frame.shape
         height, width, _ = frame.shape
-        most = MAX_SIDE.get(self.kind)
-        if most and max(height, width) > most:
-            raise BadInput(f"{self.path}: frames of {width}x{height} are too large for {self.kind}")
+        _check_size(self.path, self.kind, height, width)
         _remove(self._temporary)
         self._encoder = ENCODERS[self.kind](self._temporary, self.fps, frame)
         if self.kind == ".mp4" and (height % 2 or width % 2):
@@ -204,6 +217,11 @@ class Writer:
         else:
             self._temporary.replace(self.path)
         sync(self.path.parent)
+
+
+def _check_size(path: Path, kind: str, height: int, width: int) -> None:
+    if max(height, width) > MAX_SIDE.get(kind, height + width) or height * width > MAX_FRAME_PIXELS:
+        raise BadInput(f"{path}: frames of {width}x{height} are too large for {kind}", "a smaller --scale")
 
 
 def _is_frame(entry: Path) -> bool:

@@ -18,8 +18,11 @@ def sample(
     sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = 16,
+    embedding: options.Embedding = "pixels",
     output: options.OutputFile = None,
     fps: options.Fps = None,
+    scale: options.Scale = 1,
+    grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
@@ -33,6 +36,6 @@ def sample(
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
-        output, fps, sheet, force, dry_run, seed, device.value, threads,
+        output, fps, scale, grid, sheet, force, dry_run, seed, device.value, threads, embedding,
     )  # fmt: skip
-    make_videos(request, None, Output(json, quiet))
+    make_videos(request, Output(json, quiet))

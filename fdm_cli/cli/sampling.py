@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdm_cli import __version__, scheme
-from fdm_cli import given as givens
+from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.render import Output, duration
 from fdm_cli.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from fdm_cli.checkpoint import Checkpoint
+    from fdm_cli.films import Films
     from fdm_cli.plan import Plan
     from fdm_cli.rollout import Sampling
-    from fdm_cli.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,28 @@ class Request:
     max_batch: int
     output: Path | None
     fps: float | None
+    scale: int
+    grid: bool
     sheet: bool
     force: bool
     dry_run: bool
     seed: int | None
     device: str
     threads: int | None
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The user's own frames at the model's size: (G, C, H, W) float32, and their rate."""
-
-    frames: Tensor
-    fps: float
+    embedding: str
+    clip: ClipRequest | None = None
 
 
 DEFAULT_FPS = 10.0
 
 
-def make_videos(request: Request, clip_path: Path | None, output: Output) -> None:
+def make_videos(request: Request, output: Output) -> None:
     """Plans, samples, writes, reports. Whatever can be refused is refused before any work is done."""
+    with contextlib.ExitStack() as stack:
+        _make_videos(request, output, stack)
+
+
+def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> None:
     plan_scheme = scheme.load(request.scheme)
     if plan_scheme.adaptive:
         raise BadInput(
@@ -79,18 +80,18 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
     from fdm_cli.device import choose_device
 
     step = samplers.make(request.sampler)
-    paths = _output_paths(request, plan_scheme.name, clip_path)
+    paths = _output_paths(request, plan_scheme.name)
+    clips = open_clips(request.clip, plan_scheme)
     checkpoint = load_checkpoint(request.checkpoint, choose_device(request.device, request.threads))
-    clip = _read_clip(clip_path, checkpoint, output) if clip_path else None
-    length = request.length
-    if clip is not None:
-        length = length or max(plan_scheme.length, 2 * len(clip.frames))
+    given = stack.enter_context(
+        given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
+    )
     plan = planning.make(
         plan_scheme,
-        length=length,
+        length=given.length,
         window=request.window or checkpoint.config.model.window,
         step=request.step,
-        given=_place(plan_scheme, clip, length or plan_scheme.length),
+        given=given.spans,
     )
     clip_length = checkpoint.config.data.clip_length
     if plan.reach >= clip_length:
@@ -103,8 +104,6 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         request.sampling_steps or min(samplers.DEFAULT_STEPS[request.sampler], checkpoint.process.timesteps),
     )
     sampling = rollout.Sampling(step, timesteps, request.guidance)
-    positions = [frame for start, stop in plan.given for frame in range(start, stop)]
-    given = dict(zip(positions, clip.frames, strict=True)) if clip else {}
     calls = rollout.count_calls(plan, request.num_samples, request.max_batch) * len(timesteps)
     if request.dry_run:
         seconds = calls * rollout.seconds_per_call(
@@ -113,21 +112,25 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         _show_plan(plan, clip_length, len(timesteps), calls, seconds, request, output)
         return
     seed = secrets.randbits(31) if request.seed is None else request.seed
-    fps = request.fps or (clip.fps if clip else DEFAULT_FPS)
+    fps = request.fps or given.fps or DEFAULT_FPS
     output.note(
         f"{plan.length} frames with {plan.scheme}: {plan.calls} windows in {plan.waves} waves, {calls} network calls "
         f"({request.sampler}, {len(timesteps)} steps), seed {seed}"
     )
     report = {
         "frames": plan.length,
-        "width": checkpoint.config.model.image_size,
-        "height": checkpoint.config.model.image_size,
-        "fps": fps,  # the format's own rate comes in its place: a GIF counts in hundredths of a second
+        "width": 0,  # these three are known when the files are written
+        "height": 0,
+        "fps": fps,
         "seed": seed,
         "scheme": plan.scheme,
         "window": plan.window,
         "step": plan.step,
         "given": [list(span) for span in plan.given],
+        **given.facts,
+        "num_samples": request.num_samples,
+        "scale": request.scale,
+        "grid": request.grid,
         "sampler": request.sampler,
         "sampling_steps": len(timesteps),
         "guidance": request.guidance,
@@ -138,7 +141,8 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         "fdm": __version__,
     }
     began = time.monotonic()
-    report["fps"] = _write(checkpoint, plan, sampling, given, seed, calls, fps, paths, request, output)
+    films = _write(checkpoint, plan, sampling, given.frames(plan), seed, calls, fps, paths, request, output)
+    (report["height"], report["width"]), report["fps"] = films.size, films.fps
     seconds = time.monotonic() - began
     report["seconds"] = round(seconds, 3)
     reports = [{"output": str(path), **report} for path in paths]
@@ -149,19 +153,20 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
     output.result(result, "\n".join(map(str, paths)))
 
 
-def _output_paths(request: Request, scheme_name: str, clip: Path | None) -> list[Path]:
-    """One file per sample, checked: nothing that exists is overwritten without --force."""
+def _output_paths(request: Request, scheme_name: str) -> list[Path]:
+    """One file per sample, or one for all with --grid, checked: nothing that exists is overwritten without --force."""
     from fdm_cli.video_writer import check_output
 
+    files = 1 if request.grid else request.num_samples
     if request.output is None:
-        stem = f"{clip.stem}-extended" if clip else f"sample-{scheme_name}"
+        stem = f"{request.clip.path.stem}-extended" if request.clip else f"sample-{scheme_name}"
         number = 1
-        while any(path.exists() for path in _numbered(Path(f"{stem}-{number}.gif"), request.num_samples)):
+        while any(path.exists() for path in _numbered(Path(f"{stem}-{number}.gif"), files)):
             number += 1
         first = Path(f"{stem}-{number}.gif")
     else:
         first = request.output
-    paths = _numbered(first, request.num_samples)
+    paths = _numbered(first, files)
     for path in paths:
         check_output(path, force=request.force)
         extras = [_beside(path, ".json")] + ([_beside(path, ".sheet.png")] if request.sheet else [])
@@ -180,36 +185,6 @@ def _numbered(path: Path, count: int) -> list[Path]:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _read_clip(path: Path, checkpoint: Checkpoint, output: Output) -> Clip:
-    import numpy as np
-
-    from fdm_cli import video
-
-    model = checkpoint.config.model
-    clip = video.read(path)
-    output.note(video.describe_fit(clip.info, model.image_size, model.image_channels))
-    frames = [video.fit(frame, model.image_size, model.image_channels) for frame in clip]
-    return Clip(video.to_model(np.stack(frames)), clip.info.fps)
-
-
-def _place(plan_scheme: Scheme, clip: Clip | None, length: int) -> tuple[tuple[int, int], ...]:
-    """Where the clip's frames stand."""
-    if clip is None:
-        if plan_scheme.start is None:
-            raise BadInput(f"{plan_scheme.name} needs given frames", f"fdm extend CLIP --scheme {plan_scheme.name}")
-        return ()
-    count = len(clip.frames)
-    if plan_scheme.given == "ends":
-        raise BadInput(
-            f"{plan_scheme.name} leads from a first clip to a last one", "take another --scheme for one clip"
-        )
-    if count >= length:
-        raise BadInput(
-            f"the clip has {count} frames, the whole video is to have {length}", f"--length {count + 1} or more"
-        )
-    return givens.place(plan_scheme, count, length)
 
 
 def _show_plan(
@@ -244,59 +219,51 @@ def _write(
     checkpoint: Checkpoint,
     plan: Plan,
     sampling: Sampling,
-    given: dict[int, Tensor],
+    given: Mapping[int, Tensor],
     seed: int,
     calls: int,
     fps: float,
     paths: list[Path],
     request: Request,
     output: Output,
-) -> float:
-    """Samples and writes frame by frame; nothing is left behind when it does not end well.
-
-    Returns:
-        The real rate of what was written, in frames per second.
-    """
+) -> Films:
+    """Samples and writes frame by frame; nothing is left behind when it does not end well."""
     import torch
 
-    from fdm_cli import picture, rollout, video
-    from fdm_cli.video_writer import open_writer
+    from fdm_cli import rollout, video
+    from fdm_cli.films import Films
 
-    shown = set(picture.spread(plan.length)) if request.sheet else set()
-    sheets: list[list[tuple[int, NDArray[np.uint8]]]] = [[] for _ in paths]
-    with contextlib.ExitStack() as stack:
-        writers = [
-            stack.enter_context(open_writer(path, fps, frames=plan.length, force=request.force)) for path in paths
-        ]
-        progress = stack.enter_context(output.progress(calls, "network calls"))
-        written = 0
+    side = checkpoint.config.model.image_size
+    films = Films(
+        paths,
+        fps,
+        shape=(plan.length, side, side),
+        samples=request.num_samples,
+        grid=request.grid,
+        scale=request.scale,
+        sheets=[_beside(path, ".sheet.png") for path in paths] if request.sheet else (),
+        force=request.force,
+    )
+    with films, output.progress(calls, "network calls") as progress:
         for update in rollout.run(
             checkpoint,
             plan,
             sampling,
             seed=seed,
-            samples=len(paths),
+            samples=request.num_samples,
             given=given,
             max_batch=request.max_batch,
         ):
-            progress.update(update.network_calls, f"window {update.windows} of {plan.calls * len(paths)}")
+            progress.update(update.network_calls, f"window {update.windows} of {plan.calls * request.num_samples}")
             for frame in update.frames:
-                for sample, (writer, pixels) in enumerate(zip(writers, video.to_uint8(frame), strict=True)):
-                    writer.write(pixels)
-                    if written in shown:
-                        sheets[sample].append((written, pixels))
-                written += 1
+                films.write(video.to_uint8(frame))
             if not torch.isfinite(torch.cat([frame.flatten() for frame in update.frames] or [torch.zeros(1)])).all():
                 raise RunFailed("the model made frames that are not numbers", "is it trained?")
-    for remark in writers[0].remarks:
+    for remark in films.remarks:
         output.note(remark)
-    for path, sheet in zip(paths, sheets, strict=True):
-        if sheet:
-            frames = [pixels for _, pixels in sheet]
-            labels = [str(number) for number, _ in sheet]
-            drawn = picture.contact_sheet(frames, labels=labels)
-            picture.write_png(_beside(path, ".sheet.png"), drawn, force=request.force)
-    return writers[0].fps
+    if abs(films.fps / fps - 1) > 0.005:
+        output.note(f"{fps:.4g} frames per second became {films.fps:.4g}: {paths[0].suffix} counts in whole ticks")
+    return films
 
 
 def _write_text(path: Path, text: str) -> None:
