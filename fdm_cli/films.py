@@ -24,6 +24,7 @@ class Films:
         scale: pixels that a pixel becomes in each direction.
         sheets: contact sheets, PNG, one for each of `paths`; none when empty.
         force: overwrite.
+        folder: where unfinished files lie, on the same disk; None is beside `paths`.
 
     Attributes:
         fps: the rate that the files really have.
@@ -45,12 +46,15 @@ class Films:
         scale: int = 1,
         sheets: Sequence[Path] = (),
         force: bool = False,
+        folder: Path | None = None,
     ) -> None:
         frames, height, width = shape
         if grid:
             height, width = montage.grid_size(samples, height, width)
         self.size = (height * scale, width * scale)
-        self._writers = [open_writer(path, fps, frames=frames, size=self.size, force=force) for path in paths]
+        self._writers = [
+            open_writer(path, fps, frames=frames, size=self.size, force=force, folder=folder) for path in paths
+        ]
         self._grid = grid
         self._scale = scale
         self._sheets = sheets

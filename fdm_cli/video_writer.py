@@ -91,6 +91,7 @@ def open_writer(
     force: bool = False,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
+    folder: Path | None = None,
 ) -> Writer:
     """A writer for a video at `path`, to be used in a `with` block.
 
@@ -100,6 +101,7 @@ def open_writer(
         force: as for `check_output`.
         frames: how many will come, if known: what the format cannot hold is then refused at once.
         size: their height and width, if known: likewise.
+        folder: where the unfinished file lies, on the same disk; None is beside `path`.
 
     Raises:
         BadInput: as `check_output` and `real_fps`; more or larger frames than this tool reads back of such a file.
@@ -115,7 +117,7 @@ def open_writer(
             )
     if frames is not None and frames > MAX_PICTURE_FRAMES and kind not in (".mp4", ".npz"):
         raise BadInput(f"{path}: {frames} frames; such files hold at most {MAX_PICTURE_FRAMES}", "write .mp4 or .npz")
-    return Writer(Path(path), kind, real_fps(path, fps), force)
+    return Writer(Path(path), kind, real_fps(path, fps), force, folder)
 
 
 class Writer:
@@ -126,6 +128,7 @@ class Writer:
         kind: one of SUFFIXES or FOLDER.
         fps: frames per second, as `real_fps` gives it.
         force: replace what is there.
+        folder: as for `open_writer`.
 
     Attributes:
         fps: the rate that the file really has.
@@ -133,7 +136,7 @@ class Writer:
         remarks: lines that the user should see, known after the first frame.
     """
 
-    def __init__(self, path: Path, kind: str, fps: float, force: bool) -> None:
+    def __init__(self, path: Path, kind: str, fps: float, force: bool, folder: Path | None = None) -> None:
         self.path = path
         self.kind = kind
         self.fps = fps
@@ -141,7 +144,8 @@ class Writer:
         self.frames = 0
         self.remarks: tuple[str, ...] = ()
         self._shape: tuple[int, ...] = ()
-        self._temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}")
+        name = f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}"
+        self._temporary = (folder or path.parent) / name
         self._encoder: Encoder | None = None
 
     def __enter__(self) -> Writer:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fdm_cli import __version__, scheme
 from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.render import Output, duration
-from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fdm_cli.checkpoint import Checkpoint
+    from fdm_cli.diversity import Diversity
     from fdm_cli.films import Films
     from fdm_cli.plan import Plan
     from fdm_cli.rollout import Sampling
@@ -65,24 +66,21 @@ def make_videos(request: Request, output: Output) -> None:
 
 def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> None:
     plan_scheme = scheme.load(request.scheme)
-    if plan_scheme.adaptive:
-        raise BadInput(
-            f"{plan_scheme.name} chooses frames by their looks, which only inspect-scheme can show so far",
-            "--scheme autoregressive or hierarchy-2",
-        )
     if request.checkpoint is None:
         raise BadInput(
             "no model: --checkpoint FILE is needed", "fdm train --preset micro makes a small one in a few minutes"
         )
+    from fdm_cli import diversity, rollout, samplers
     from fdm_cli import plan as planning
-    from fdm_cli import rollout, samplers
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
 
     step = samplers.make(request.sampler)
     paths = _output_paths(request, plan_scheme.name)
     clips = open_clips(request.clip, plan_scheme)
-    checkpoint = load_checkpoint(request.checkpoint, choose_device(request.device, request.threads))
+    device = choose_device(request.device, request.threads)
+    embedding = diversity.make_embedding(request.embedding, device)
+    checkpoint = load_checkpoint(request.checkpoint, device)
     given = stack.enter_context(
         given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
     )
@@ -104,7 +102,8 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         request.sampling_steps or min(samplers.DEFAULT_STEPS[request.sampler], checkpoint.process.timesteps),
     )
     sampling = rollout.Sampling(step, timesteps, request.guidance)
-    calls = rollout.count_calls(plan, request.num_samples, request.max_batch) * len(timesteps)
+    mixed = request.guidance == 1
+    calls = rollout.count_calls(plan, request.num_samples, request.max_batch, mixed=mixed) * len(timesteps)
     if request.dry_run:
         seconds = calls * rollout.seconds_per_call(
             checkpoint, plan, request.num_samples, request.max_batch, request.guidance
@@ -141,11 +140,18 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         "fdm": __version__,
     }
     began = time.monotonic()
-    films = _write(checkpoint, plan, sampling, given.frames(plan), seed, calls, fps, paths, request, output)
+    chooser = diversity.Diversity(plan, embedding, request.num_samples) if plan_scheme.adaptive else None
+    films, chosen = _write(
+        checkpoint, plan, sampling, given.frames(plan), chooser, seed, calls, fps, paths, request, output
+    )
     (report["height"], report["width"]), report["fps"] = films.size, films.fps
     seconds = time.monotonic() - began
     report["seconds"] = round(seconds, 3)
     reports = [{"output": str(path), **report} for path in paths]
+    if chooser:
+        for number, own in enumerate(reports):
+            own["embedding"] = request.embedding
+            own["chosen"] = chosen if request.grid else chosen[number : number + 1]
     for path, own in zip(paths, reports, strict=True):
         _write_text(_beside(path, ".json"), json.dumps(own, indent=2) + "\n")
     output.note(f"done in {duration(seconds)}")
@@ -220,16 +226,19 @@ def _write(
     plan: Plan,
     sampling: Sampling,
     given: Mapping[int, Tensor],
+    chooser: Diversity | None,
     seed: int,
     calls: int,
     fps: float,
     paths: list[Path],
     request: Request,
     output: Output,
-) -> Films:
-    """Samples and writes frame by frame; nothing is left behind when it does not end well."""
-    import torch
+) -> tuple[Films, list[dict[int, tuple[int, ...]]]]:
+    """Samples and writes frame by frame; nothing is left behind when it does not end well.
 
+    Returns:
+        the files; for each sample the frames that were observed by the stages that chose them at run time.
+    """
     from fdm_cli import rollout, video
     from fdm_cli.films import Films
 
@@ -244,6 +253,7 @@ def _write(
         sheets=[_beside(path, ".sheet.png") for path in paths] if request.sheet else (),
         force=request.force,
     )
+    chosen: list[dict[int, tuple[int, ...]]] = [{} for _ in range(request.num_samples)]
     with films, output.progress(calls, "network calls") as progress:
         for update in rollout.run(
             checkpoint,
@@ -253,17 +263,19 @@ def _write(
             samples=request.num_samples,
             given=given,
             max_batch=request.max_batch,
+            choose=chooser.choose if chooser else None,
         ):
+            for job in update.executed:
+                if job.stage.choice:
+                    chosen[job.sample][job.number] = job.observed
             progress.update(update.network_calls, f"window {update.windows} of {plan.calls * request.num_samples}")
             for frame in update.frames:
                 films.write(video.to_uint8(frame))
-            if not torch.isfinite(torch.cat([frame.flatten() for frame in update.frames] or [torch.zeros(1)])).all():
-                raise RunFailed("the model made frames that are not numbers", "is it trained?")
     for remark in films.remarks:
         output.note(remark)
     if abs(films.fps / fps - 1) > 0.005:
         output.note(f"{fps:.4g} frames per second became {films.fps:.4g}: {paths[0].suffix} counts in whole ticks")
-    return films
+    return films, chosen
 
 
 def _write_text(path: Path, text: str) -> None:
