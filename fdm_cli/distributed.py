@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -36,14 +36,14 @@ class Ranks:
             dist.all_gather_object(values, value)
         return cast(list[T], values)
 
-    def share(self, value: T) -> T:
-        """Rank 0's value, for all."""
+    def share(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, for all; the others make nothing."""
         if self.size == 1:
-            return value
-        box = [value]
+            return make()
+        box = [make() if self.rank == 0 else None]
         with _failures():
             dist.broadcast_object_list(box)
-        return box[0]
+        return cast(T, box[0])
 
 
 @contextmanager

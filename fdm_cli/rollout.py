@@ -9,25 +9,24 @@ A **round** is what is done at once: a batch, or with several processes a batch 
 
 from __future__ import annotations
 
-import time
+import hashlib
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdm_cli import samplers
+from fdm_cli.batch import Job, Sampling, latent_frames, sample_batch
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.distributed import Ranks
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.files import write_failures
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
-from fdm_cli.randomness import generator
-from fdm_cli.unet import UNet, Window
 from fdm_cli.work_folder import Journal, WorkFolder
 
 Choose = Callable[[int, int, FrameStore], Sequence[int]]
@@ -37,43 +36,6 @@ The store has every candidate of that stage, given or made: `store.get(frame, sa
 """
 
 _CHUNK_BYTES = 2**24  # of finished frames that are handed over at once
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How one window is sampled.
-
-    Attributes:
-        step: the rule of the reverse process.
-        timesteps: descending; one network call each.
-        guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
-    """
-
-    step: samplers.Step
-    timesteps: Sequence[int]
-    guidance: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A stage of the plan for one sample.
-
-    Attributes:
-        number: of the stage.
-        sample: 0 .. S - 1.
-        stage: what the plan says of it.
-        observed: the frames that it looks at, sorted; of a run-time choice, () until it is made.
-    """
-
-    number: int
-    sample: int
-    stage: Stage
-    observed: tuple[int, ...]
-
-    @property
-    def places(self) -> slice:
-        """Where its latent frames stand in the window: after the observed ones."""
-        return slice(len(self.observed), len(self.observed) + len(self.stage.latent))
 
 
 @dataclass(frozen=True)
@@ -109,7 +71,7 @@ def run(
     choose: Choose | None = None,
     work: WorkFolder | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
-) -> Iterator[Update]:
+) -> Generator[Update, None, None]:
     """Makes `samples` videos; yields after every network call.
 
     Args:
@@ -137,7 +99,7 @@ def run(
     config = checkpoint.config.model
     shape = (config.image_channels, config.image_size, config.image_size)
     journal = work.journal if work else None
-    earlier = ranks.share(journal is not None)
+    earlier = ranks.share(lambda: journal is not None)
     done = calls = 0
     with FrameStore(shape, samples, given, work.frames if work else None) as store:
         queue = _Queue(plan, samples, store)
@@ -146,16 +108,16 @@ def run(
             made = None
             if earlier:
                 jobs = [job for batch in batches for job in batch]
-                made = ranks.share(_replay(number, jobs, store, journal) if journal else None)
+                made = ranks.share(partial(_replay, number, jobs, store, journal))
                 earlier = made is not None
             if made is None:
                 own = batches[ranks.rank] if ranks.rank < len(batches) else []
                 own = [_observe(job, plan, choose, store) for job in own]
                 x = None
-                for steps, x in enumerate(_sample_batch(checkpoint, plan, own, sampling, store, seed), 1):  # noqa: B007
+                for steps, x in enumerate(sample_batch(checkpoint, plan, own, sampling, store, seed), 1):  # noqa: B007
                     calls += len(batches)
                     yield Update(done, calls, steps)
-                made = [pair for part in ranks.gather(_latent_frames(own, x)) for pair in part]
+                made = [pair for part in ranks.gather(latent_frames(own, x)) for pair in part]
                 _keep(number, made, store, work)
             else:
                 calls += len(batches) * len(sampling.timesteps)
@@ -167,30 +129,17 @@ def run(
             yield from (Update(done, calls, frames=frames) for frames in queue.finished())
 
 
-def count_calls(plan: Plan, samples: int, max_batch: int, ranks: Ranks = Ranks(), mixed: bool = True) -> int:  # noqa: B008
-    """Batches that `run` makes: network calls per denoising step. With guidance `mixed` is False."""
-    return sum(len(batches) for batches in _rounds(plan, samples, max_batch, ranks.size, mixed))
+def count_calls(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = Ranks()) -> int:  # noqa: B008
+    """Batches that `run` makes: network calls per denoising step."""
+    return sum(len(batches) for batches in _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1))
 
 
-def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int, guidance: float) -> float:
-    """How long a typical network call of this plan takes here, measured by making three."""
-    config = checkpoint.config.model
-    device = next(checkpoint.model.parameters()).device
-    widest = max(len(wave) for wave in plan.by_wave())
-    stage = plan.stages[plan.calls // 2]
-    shape = (min(widest * samples, max_batch), stage.observed_count + len(stage.latent))
-    x = torch.zeros(*shape, config.image_channels, config.image_size, config.image_size, device=device)
-    places = torch.arange(shape[1], device=device).expand(shape)
-    timestep = torch.zeros(shape[0], dtype=torch.int64, device=device)
-    observed = places < stage.observed_count
-    denoise = _denoiser(checkpoint.model, x, places, observed, ~observed, guidance)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(3):
-            began = time.perf_counter()
-            denoise(x, timestep).sum().item()
-            seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def digest(plan: Plan) -> str:
+    """A hash of all stages: whether two plans are the same."""
+    sha256 = hashlib.sha256()
+    for stage in plan.stages:
+        sha256.update(repr((stage.observed, stage.choice, stage.latent)).encode())
+    return sha256.hexdigest()
 
 
 class _Queue:
@@ -287,10 +236,10 @@ def _keep(number: int, made: _Made, store: FrameStore, work: WorkFolder | None) 
             work.journal.append(record, store)
 
 
-def _replay(number: int, jobs: Sequence[Job], store: FrameStore, journal: Journal) -> _Made | None:
+def _replay(number: int, jobs: Sequence[Job], store: FrameStore, journal: Journal | None) -> _Made | None:
     """The round as an earlier run finished it; None when it did not, or when its frames are not what it wrote."""
-    record = journal.next()
-    if record is None:
+    record = journal.next() if journal else None
+    if journal is None or record is None:
         return None
     observed = record.get("observed", [job.observed for job in jobs])
     made = [
@@ -311,76 +260,3 @@ def _checksum(made: _Made) -> int:
     for _, frames in made:
         crc = zlib.crc32(frames.contiguous().numpy().data.cast("B"), crc)
     return crc
-
-
-def _latent_frames(batch: Sequence[Job], x: Tensor | None) -> _Made:
-    """The latent frames of (B, K, C, H, W), on the CPU; nothing of nothing."""
-    return [] if x is None else [(job, row[job.places].clone()) for job, row in zip(batch, x.cpu(), strict=True)]
-
-
-@torch.inference_mode()
-def _sample_batch(
-    checkpoint: Checkpoint, plan: Plan, batch: Sequence[Job], sampling: Sampling, store: FrameStore, seed: int
-) -> Iterator[Tensor]:
-    """Runs the sampler; yields x (B, K, C, H, W) after every step. Nothing where there are no jobs."""
-    if not batch:
-        return
-    model = checkpoint.model
-    config = checkpoint.config.model
-    device = next(model.parameters()).device
-    shape = (config.image_channels, config.image_size, config.image_size)
-    generators = [generator(seed, "stage", job.sample, job.number) for job in batch]
-    size = max(job.places.stop for job in batch)
-
-    def noise() -> Tensor:
-        """On the latent frames; observed ones enter clean, whatever is put there."""
-        drawn = torch.zeros(len(batch), size, *shape)
-        for row, job, own in zip(drawn, batch, generators, strict=True):
-            row[job.places] = torch.randn(len(job.stage.latent), *shape, generator=own)
-        return drawn.to(device)
-
-    x_0 = torch.zeros(len(batch), size, *shape)
-    indices = torch.zeros(len(batch), size, dtype=torch.int64)
-    observed, latent = (torch.zeros(len(batch), size, dtype=torch.bool) for _ in range(2))
-    for row, job in enumerate(batch):
-        for column, index in enumerate(job.observed):
-            x_0[row, column] = store.get(index, job.sample)
-        positions = torch.tensor([*plan.positions(job.stage, job.observed), *job.stage.latent])
-        indices[row, : len(positions)] = positions
-        indices[row, len(positions) :] = positions[-1]
-        observed[row, : job.places.start] = True
-        latent[row, job.places] = True
-    x_0, indices, observed, latent = (tensor.to(device) for tensor in (x_0, indices, observed, latent))
-
-    denoise = _denoiser(model, x_0, indices, observed, latent, sampling.guidance)
-    yield from samplers.sample(denoise, checkpoint.process, noise(), sampling.timesteps, sampling.step, noise)
-
-
-def _denoiser(
-    model: UNet, x_0: Tensor, frame_indices: Tensor, observed_mask: Tensor, latent_mask: Tensor, guidance: float
-) -> samplers.Denoise:
-    """The network with a window's frames bound: (x_t, timestep) -> its output; what never changes is made once.
-
-    Guidance extrapolates from what the network says of the latent frames alone. The observed ones are left out of
-    that second call, so it is cheaper than the first. A sum of outputs whose weights add up to 1 means the same
-    whether the network predicts eps, v or x_0. All windows have one shape then; else shorter ones end in padding.
-    """
-    conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": latent_mask}
-    window = Window.of(frame_indices, observed_mask, latent_mask, ignore_padding=True)
-
-    def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-        return model(x_t, timestep, x_0=x_0, **conditions, window=window)
-
-    observed = int(observed_mask[0].sum())
-    if guidance == 1 or observed == 0:
-        return denoise
-    alone = {key: value[:, observed:] for key, value in conditions.items()}
-    window_alone = Window.of(*alone.values())
-
-    def guided(x_t: Tensor, timestep: Tensor) -> Tensor:
-        output = denoise(x_t, timestep)
-        none = model(x_t[:, observed:], timestep, x_0=x_0[:, observed:], **alone, window=window_alone)
-        output[:, observed:] = none + guidance * (output[:, observed:] - none)
-        return output
-
-    return guided

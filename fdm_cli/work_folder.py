@@ -148,8 +148,8 @@ class WorkFolder:
         done = False
         try:
             with write_failures(self.path):
-                if resume:
-                    self._check(facts)
+                if resume and (recorded := self.facts()) is not None:
+                    self._check(recorded, facts)
                 self._clear(keep_run=resume)
                 with replacing(self._run) as temporary:
                     temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -163,8 +163,7 @@ class WorkFolder:
                     self._remove()
             lock.release()
 
-    def _check(self, facts: Mapping[str, Any]) -> None:
-        recorded = self.facts() or {}
+    def _check(self, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         for name, value in json.loads(json.dumps(facts)).items():
             if recorded.get(name) != value:
                 raise BadInput(

@@ -3,13 +3,13 @@ import contextlib
 import pytest
 import torch
 
+from fdm_cli import batch, rollout, samplers, scheme
 from fdm_cli import config as configuration
 from fdm_cli import plan as planning
-from fdm_cli import rollout, samplers, scheme
+from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.rollout import Sampling
 from fdm_cli.unet import UNet
 from fdm_cli.work_folder import WorkFolder
 
@@ -86,14 +86,14 @@ def test_windows_of_different_lengths_share_a_batch(checkpoint, tmp_path):
 
 def test_much_shorter_windows_and_guided_ones_of_another_shape_are_not_padded(checkpoint, monkeypatch):
     sizes = []
-    sample_batch = rollout._sample_batch
+    sample_batch = rollout.sample_batch
 
-    def watched(checkpoint, plan, batch, *rest):
-        sizes.append([job.stage.observed_count + len(job.stage.latent) for job in batch])
-        shapes.append({job.stage.observed_count for job in batch})
-        return sample_batch(checkpoint, plan, batch, *rest)
+    def watched(checkpoint, plan, jobs, *rest):
+        sizes.append([job.stage.observed_count + len(job.stage.latent) for job in jobs])
+        shapes.append({job.stage.observed_count for job in jobs})
+        return sample_batch(checkpoint, plan, jobs, *rest)
 
-    monkeypatch.setattr(rollout, "_sample_batch", watched)
+    monkeypatch.setattr(rollout, "sample_batch", watched)
     shapes = []
     make(checkpoint, "keyframes", 33)
     assert all(4 * min(batch) >= 3 * max(batch) for batch in sizes)
@@ -251,7 +251,7 @@ class TestGuidance:
         x = torch.randn(1, 6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
         observed = (torch.arange(6) < 2)[None]
         x_0 = torch.full_like(x, observed_value)
-        denoise = rollout._denoiser(checkpoint.model, x_0, torch.arange(6)[None], observed, ~observed, guidance)
+        denoise = batch.denoiser(checkpoint.model, x_0, torch.arange(6)[None], observed, ~observed, guidance)
         with torch.inference_mode():
             return denoise(x, torch.tensor([500]))[:, 2:]
 

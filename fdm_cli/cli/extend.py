@@ -26,7 +26,7 @@ def extend(
     sampler: options.Sampler = "ddim",
     sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
-    max_batch: options.MaxBatch = 16,
+    max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
     output: options.OutputFile = None,
     fps: options.Fps = None,
@@ -34,6 +34,7 @@ def extend(
     grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
+    resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
     seed: options.Seed = None,
     device: options.Device = options.DeviceName.auto,
@@ -46,7 +47,7 @@ def extend(
     scheme = scheme or ("autoregressive" if until is None else "bridge")
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
-        output, fps, scale, grid, sheet, force, dry_run, seed, device.value, threads, embedding,
+        output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, embedding,
         ClipRequest(clip, use_last, until),
     )  # fmt: skip
     make_videos(request, Output(json, quiet))

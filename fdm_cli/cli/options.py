@@ -87,7 +87,8 @@ Guidance = Annotated[
     typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="Weight of observed frames; 1 is the plain model."),
 ]
 MaxBatch = Annotated[
-    int, typer.Option("--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call.")
+    int | None,
+    typer.Option("--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call; default: 16."),
 ]
 OutputFile = Annotated[
     Path | None,
@@ -124,4 +125,5 @@ ExtendScheme = Annotated[
 ]
 Sheet = Annotated[bool, typer.Option("--sheet", help="Also a contact sheet, a PNG beside the video.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+ResumeSampling = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of the same options.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]

@@ -17,7 +17,7 @@ def sample(
     sampler: options.Sampler = "ddim",
     sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
-    max_batch: options.MaxBatch = 16,
+    max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
     output: options.OutputFile = None,
     fps: options.Fps = None,
@@ -25,6 +25,7 @@ def sample(
     grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
+    resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
     seed: options.Seed = None,
     device: options.Device = options.DeviceName.auto,
@@ -36,6 +37,6 @@ def sample(
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
-        output, fps, scale, grid, sheet, force, dry_run, seed, device.value, threads, embedding,
+        output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, embedding,
     )  # fmt: skip
     make_videos(request, Output(json, quiet))
