@@ -24,7 +24,6 @@ from torch.nn import functional
 from fdm_cli.errors import BadInput, RunFailed, did_you_mean
 from fdm_cli.plan import Plan
 
-DEFAULT_EMBEDDING = "pixels"
 EMBEDDINGS = ("pixels", "lpips")
 
 Vector = NDArray[np.float32]
@@ -134,13 +133,16 @@ def _sketch(length: int, buckets: int, seed: int) -> tuple[Tensor, Tensor]:
     return bucket, torch.randint(2, (length,), generator=generator).double() * 2 - 1
 
 
+def check_embedding(name: str) -> None:
+    """BadInput for a name that is not `pixels` or `lpips`."""
+    if name not in EMBEDDINGS:
+        raise BadInput(f"unknown embedding {name!r}", did_you_mean(name, EMBEDDINGS))
+
+
 def make_embedding(name: str, device: torch.device) -> Embedding:
     """The embedding of a name: `pixels`, which needs nothing, or `lpips`. BadInput for any other."""
-    if name == "pixels":
-        return PixelEmbedding()
-    if name == "lpips":
-        return LpipsEmbedding(device)
-    raise BadInput(f"unknown embedding {name!r}", did_you_mean(name, EMBEDDINGS))
+    check_embedding(name)
+    return PixelEmbedding() if name == "pixels" else LpipsEmbedding(device)
 
 
 def farthest(points: Vector, taken: Sequence[int], count: int, prefer: NDArray[np.int64] | None = None) -> list[int]:

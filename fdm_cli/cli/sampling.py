@@ -76,13 +76,14 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         )
     import torch
 
-    from fdm_cli import batch, rollout, samplers
+    from fdm_cli import batch, diversity, rollout, samplers
     from fdm_cli import plan as planning
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
     from fdm_cli.distributed import joined
 
     step = samplers.make(request.sampler)
+    diversity.check_embedding(request.embedding)
     ranks = stack.enter_context(joined())
     if ranks.rank:
         output = Output(mute=True)
@@ -120,9 +121,8 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         return
     choose = None
     if plan_scheme.adaptive:
-        from fdm_cli.diversity import Diversity, make_embedding
-
-        choose = Diversity(plan, make_embedding(request.embedding, device), request.num_samples).choose
+        embedding = diversity.make_embedding(request.embedding, device)
+        choose = diversity.Diversity(plan, embedding, request.num_samples).choose
     seed = request.seed if request.seed is not None else earlier.get("seed")
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
     fps = request.fps or given.fps or DEFAULT_FPS

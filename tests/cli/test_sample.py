@@ -114,7 +114,7 @@ def test_without_a_checkpoint_it_says_how_to_train_one(tmp_path):
         (("-o", "exists.gif"), "exists"),
         (("-o", "fresh.gif"), "fresh.gif.json exists"),
         (("--num-samples", "0"), "--num-samples"),
-        (("--scheme", "adaptive-hierarchy-2"), "adaptive-hierarchy-2 chooses frames by their looks"),
+        (("--scheme", "adaptive-hierarchy-2", "--embedding", "pixel"), "unknown embedding 'pixel'"),
         (("--scheme", "prepend"), "prepend needs given frames"),
     ],
 )
