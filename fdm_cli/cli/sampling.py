@@ -90,8 +90,8 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     files = ranks.share(lambda: _outputs(request, plan_scheme.name))
     earlier = files.earlier or {}
     clips = open_clips(request.clip, plan_scheme)
-    checkpoint = load_checkpoint(request.checkpoint, choose_device(request.device, request.threads))
-    device = next(checkpoint.model.parameters()).device
+    device = ranks.device(choose_device(request.device, request.threads))
+    checkpoint = load_checkpoint(request.checkpoint, device)
     given = stack.enter_context(
         given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
     )
