@@ -35,7 +35,8 @@ Choose = Callable[[int, int, FrameStore], Sequence[int]]
 The store has every candidate of that stage, given or made: `store.get(frame, sample)`.
 """
 
-_CHUNK_BYTES = 2**24  # of finished frames that are handed over at once
+_CHUNK = 64  # finished frames that are handed over at once, or fewer of this many bytes
+_CHUNK_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class _Queue:
         while self._next < self._plan.length and self._is_made(self._next):
             chunk.append(self._store.get_all(self._next))
             self._next += 1
-            if len(chunk) * chunk[0].nbytes >= _CHUNK_BYTES:
+            if len(chunk) == _CHUNK or len(chunk) * chunk[0].nbytes >= _CHUNK_BYTES:
                 yield chunk
                 chunk = []
         if chunk:

@@ -161,7 +161,7 @@ def _training_step(model, optimizer, process, draws) -> Callable[[], None]:
 
 
 def rollout() -> None:
-    """Peak memory, and time per window in both halves, of 160 and of 20,000 frames with `micro` and two steps."""
+    """Peak memory of 160 and of 20,000 frames with `micro` and two steps, and the processor time of both halves."""
     with tempfile.TemporaryDirectory() as folder:
         train = [FDM, "train", "--preset", "micro", "--steps", "1", "--run", f"{folder}/run", "--quiet"]
         checkpoint = subprocess.run(train, capture_output=True, check=True, text=True).stdout.strip()
@@ -173,23 +173,23 @@ def rollout() -> None:
                 long, halves = sampled([*options, "--length", "20000"], output)
                 print(
                     f"rollout: {scheme} to {kind}: peak memory {long:.0f} MB, {long - short:+.0f} MB against "
-                    f"160 frames; seconds of the first and the second half {halves[0]:.1f}, {halves[1]:.1f} "
+                    f"160 frames; processor seconds of the first and the second half {halves[0]:.1f}, {halves[1]:.1f} "
                     f"({halves[1] / halves[0]:.2f})",
                     flush=True,
                 )
 
 
 def sampled(options: list[str], output: Path) -> tuple[float, tuple[float, float]]:
-    """Runs `fdm sample`: its peak resident memory in MB, and the seconds that each half of its rounds took."""
+    """Runs `fdm sample`: its peak resident memory in MB, and the processor seconds that each half of it took."""
     journal = output.with_name(f".{output.name}.work") / "journal.jsonl"
     process = subprocess.Popen([FDM, "sample", *options, "--quiet", "--force", "--output", str(output)])
-    times: list[tuple[int, float]] = []  # bytes of the journal, whose lines are about equally long, and when
+    times: list[tuple[int, float]] = []  # bytes of the journal, whose lines are about equally long; the time taken
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             break
-        with contextlib.suppress(FileNotFoundError):
-            times.append((journal.stat().st_size, time.perf_counter()))
+        with contextlib.suppress(OSError):
+            times.append((journal.stat().st_size, processor_seconds(process.pid)))
         time.sleep(0.02)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -198,6 +198,12 @@ def sampled(options: list[str], output: Path) -> tuple[float, tuple[float, float
         next((when for size, when in times if size > share * times[-1][0]), times[-1][1]) for share in (0, 0.5, 0.999)
     )
     return usage.ru_maxrss / 1000, (half - began, end - half)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a running process has used so far; other work on the machine does not count (Linux)."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 PARTS = {"start-up": start_up, "network": network, "rollout": rollout}
