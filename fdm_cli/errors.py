@@ -44,6 +44,14 @@ class Interrupted(FdmError):
         self.exit_code = 128 + signal_number
 
 
+class Silenced(FdmError):
+    """Of several processes this one failed too, but another one has said so already: an exit code and no words."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One line of hint for a name that does not exist: the nearest real one, else all of them."""
     names = sorted(known)

@@ -1,4 +1,8 @@
 import contextlib
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,14 +12,15 @@ from fdm_cli import config as configuration
 from fdm_cli import plan as planning
 from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
+from fdm_cli.cli.inspect_scheme import as_data
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.unet import UNet
 from fdm_cli.work_folder import WorkFolder
+from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def checkpoint():
+def random_checkpoint():
     """`micro` at 8 x 8 pixels with weights that are random everywhere, so that nothing is hidden by a zero."""
     config = configuration.load_preset("micro", ["model.image_size=8", "model.attention_resolutions=[4, 2]"])
     torch.manual_seed(0)
@@ -24,6 +29,11 @@ def checkpoint():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     return Checkpoint(config, 0, Process(config.diffusion), model, "0" * 64, "fdm", resumable=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return random_checkpoint()
 
 
 def sampling(steps=2, guidance=1.0):
@@ -242,6 +252,39 @@ def test_frames_that_are_not_numbers_end_the_run(checkpoint, tmp_path, monkeypat
     with pytest.raises(RunFailed, match="not numbers"):
         finished(checkpoint, tmp_path, "autoregressive")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["keyframes", "adaptive-autoregressive"])
+def test_several_processes_make_the_same_video(tmp_path, name):
+    saved = []
+    for processes in (1, 2):
+        file = tmp_path / f"{processes}.pt"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launcher, "-m", "tests.rollout_process", name, str(file)]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+        saved.append(torch.load(file, weights_only=True))
+    assert [one["processes"] for one in saved] == [1, 2]
+    torch.testing.assert_close(saved[1]["frames"], saved[0]["frames"], atol=1e-4, rtol=0)
+
+
+def test_the_network_gets_the_frames_that_inspect_scheme_shows(checkpoint, monkeypatch):
+    """The real inputs of every call, row by row, beside the JSON of the plan."""
+    seen = []
+    forward = UNet.forward
+
+    def recorded(model, x_t, timestep, **conditions):
+        rows = zip(*(conditions[key] for key in ("frame_indices", "observed_mask", "latent_mask")), strict=True)
+        seen.extend((indices[seen_mask].tolist(), indices[made].tolist()) for indices, seen_mask, made in rows)
+        return forward(model, x_t, timestep, **conditions)
+
+    monkeypatch.setattr(UNet, "forward", recorded)
+    for name in ("autoregressive", "hierarchy-3", "keyframes", "long-range"):
+        seen.clear()
+        plan = planning.make(scheme.load(name), length=40)
+        make(checkpoint, name, 40, sampling=sampling(steps=1))
+        shown = json.loads(json.dumps(as_data(plan)))["stages"]
+        assert sorted(seen) == sorted((stage["observed"], stage["latent"]) for stage in shown)
 
 
 class TestGuidance:

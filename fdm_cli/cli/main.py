@@ -62,9 +62,11 @@ def main() -> NoReturn:
         code = app(standalone_mode=False, obj=settings, prog_name="fdm")
         sys.stdout.flush()
     except TyperException as error:
-        _fail(error.format_message().rstrip("."), _usage_hint(error), error.exit_code)
+        # Processes under torchrun have one command line: one of them says what is wrong with it.
+        message = "" if os.environ.get("RANK", "0") != "0" else error.format_message().rstrip(".")
+        _fail(message, _usage_hint(error), error.exit_code)
     except FdmError as error:
-        if settings.debug:
+        if settings.debug and error.message:
             traceback.print_exc()
         _fail(error.message, error.hint, error.exit_code)
     except BrokenPipeError:
@@ -86,9 +88,10 @@ def _terminate(signal_number: int, _frame: object) -> NoReturn:
 
 
 def _fail(message: str, hint: str | None, code: int) -> NoReturn:
-    """Prints the error on stderr and exits; stdout may be broken, so nothing more is flushed into it."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
+    """Prints the error, if it has words, and exits; stdout may be broken, so nothing more is flushed into it."""
+    if message:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if message and hint:
         print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
     try:
         sys.stdout.flush()

@@ -90,8 +90,8 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     files = ranks.share(lambda: _outputs(request, plan_scheme.name))
     earlier = files.earlier or {}
     clips = open_clips(request.clip, plan_scheme)
-    checkpoint = load_checkpoint(request.checkpoint, choose_device(request.device, request.threads))
-    device = next(checkpoint.model.parameters()).device
+    device = ranks.device(choose_device(request.device, request.threads))
+    checkpoint = load_checkpoint(request.checkpoint, device)
     given = stack.enter_context(
         given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
     )
@@ -126,10 +126,6 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     seed = request.seed if request.seed is not None else earlier.get("seed")
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
     fps = request.fps or given.fps or DEFAULT_FPS
-    output.note(
-        f"{plan.length} frames with {plan.scheme}: {plan.calls} windows in {plan.waves} waves, {calls} network calls "
-        f"({request.sampler}, {len(timesteps)} steps), seed {seed}"
-    )
     report: dict[str, Any] = {
         "frames": plan.length,
         "width": 0,  # these three are known when the files are written
@@ -166,6 +162,10 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         stack.enter_context(files.work.opened(facts, resume=request.resume))
         if files.force:
             files.work.let_replace()
+    output.note(
+        f"{plan.length} frames with {plan.scheme}: {plan.calls} windows in {plan.waves} waves, {calls} network calls "
+        f"({request.sampler}, {len(timesteps)} steps), seed {seed}"
+    )
     updates = stack.enter_context(
         contextlib.closing(
             rollout.run(
