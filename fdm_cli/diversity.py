@@ -11,9 +11,10 @@ ever lowered.
 
 from __future__ import annotations
 
+import warnings
 from array import array
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -84,30 +85,39 @@ class LpipsEmbedding:
     6 %.
 
     Args:
-        device: where AlexNet runs.
-
-    Raises:
-        BadInput: the package is not installed, or its weights cannot be had.
+        network: an `lpips.LPIPS`: its `scaling_layer`, the backbone `net` and the `lins` that weigh channels are used.
+        device: where it runs.
     """
 
     size = 512
 
-    def __init__(self, device: torch.device) -> None:
-        try:
-            import lpips
-        except ImportError:
-            raise BadInput(
-                "the lpips embedding needs the package lpips", "pip install 'fdm-cli[lpips]', or --embedding pixels"
-            ) from None
-        try:
-            network = lpips.LPIPS(net="alex", verbose=False)
-        except Exception as error:  # whatever the download of AlexNet's weights raises
-            raise BadInput(
-                f"the weights of lpips cannot be loaded: {' '.join(str(error).split())[:200]}",
-                "they are downloaded by torchvision once; or --embedding pixels",
-            ) from error
+    def __init__(self, network: Any, device: torch.device) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.device = device
+
+    @classmethod
+    def load(cls, device: torch.device) -> LpipsEmbedding:
+        """The published weights; torchvision downloads those of AlexNet when they are first used.
+
+        Raises:
+            BadInput: the package is not installed, or its weights cannot be had.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it calls torchvision in ways of the past
+            try:
+                import lpips
+
+                network = lpips.LPIPS(net="alex", verbose=False)
+            except ImportError:
+                raise BadInput(
+                    "the lpips embedding needs the package lpips", "pip install 'fdm-cli[lpips]', or --embedding pixels"
+                ) from None
+            except Exception as error:  # whatever the download, or a torchvision for another torch, raises
+                raise BadInput(
+                    f"lpips cannot be loaded: {' '.join(str(error).split())[:200]}",
+                    "it downloads weights once, and needs the torchvision of this torch; or --embedding pixels",
+                ) from error
+        return cls(network, device)
 
     @torch.inference_mode()
     def __call__(self, frame: Tensor) -> Vector:
@@ -142,7 +152,7 @@ def check_embedding(name: str) -> None:
 def make_embedding(name: str, device: torch.device) -> Embedding:
     """The embedding of a name: `pixels`, which needs nothing, or `lpips`. BadInput for any other."""
     check_embedding(name)
-    return PixelEmbedding() if name == "pixels" else LpipsEmbedding(device)
+    return PixelEmbedding() if name == "pixels" else LpipsEmbedding.load(device)
 
 
 def farthest(points: Vector, taken: Sequence[int], count: int, prefer: NDArray[np.int64] | None = None) -> list[int]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fdm_cli import plan as planning
 from fdm_cli import scheme
 from fdm_cli.config import MovingMnistConfig
-from fdm_cli.diversity import Diversity, PixelEmbedding, farthest, make_embedding
+from fdm_cli.diversity import Diversity, LpipsEmbedding, PixelEmbedding, farthest, make_embedding
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.moving_mnist import MovingMnist, built_in_digits
 from fdm_cli.randomness import generator
@@ -75,6 +75,51 @@ def test_any_size_can_be_embedded(shape):
     assert point.shape == (128,)
     assert np.isfinite(point).all()
     assert np.array_equal(point, PixelEmbedding()(frame.repeat(1, 1, 1)))
+
+
+class TwoLayers(torch.nn.Module):
+    """What LPIPS is made of, smaller: features of two layers, and how much each channel counts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Conv2d(8, 16, 3, stride=2)
+        self.lins = torch.nn.ModuleList()
+        for channels in (8, 16):
+            weigh = torch.nn.Module()
+            weigh.model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Conv2d(channels, 1, 1, bias=False))
+            torch.nn.init.uniform_(weigh.model[-1].weight)
+            self.lins.append(weigh)
+        self.net = torch.nn.Module()
+        self.net.forward = lambda x: (first := self.first(x).relu(), self.second(first).relu())
+
+    def scaling_layer(self, x):
+        return x * 2 - 0.1
+
+    def distance(self, a, b):
+        """LPIPS as its paper defines it (equation 1)."""
+        total = 0.0
+        for one, other, weigh in zip(
+            *(self.net.forward(self.scaling_layer(x)) for x in (a, b)), self.lins, strict=True
+        ):
+            unit = [layer / (layer.norm(dim=1, keepdim=True) + 1e-10) for layer in (one, other)]
+            total += weigh.model((unit[0] - unit[1]) ** 2).mean().item()
+        return total
+
+
+def test_the_lpips_embedding_keeps_its_distances():
+    network = TwoLayers().eval()
+    embed = LpipsEmbedding(network, torch.device("cpu"))
+    coarse = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    frames = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear")
+    points = [embed(frame) for frame in frames]
+    ratios = [
+        float(np.square(points[i] - points[j]).sum()) / network.distance(frames[i][None], frames[j][None])
+        for i, j in itertools.combinations(range(8), 2)
+    ]
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+    assert 0.7 < min(ratios) < max(ratios) < 1.4
+    assert embed(torch.zeros(1, 16, 16)).shape == (512,)
 
 
 class Counted:

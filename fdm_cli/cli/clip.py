@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fdm_cli.config import ModelConfig
     from fdm_cli.plan import Plan
     from fdm_cli.scheme import Scheme
-    from fdm_cli.video_info import Video
+    from fdm_cli.video_info import Frame, Video
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def given_frames(
             only = f"; its last {last} frames" if last and (video.info.frames or last) > last else ""
             output.note(describe_fit(video.info, model.image_size, model.image_channels) + only)
             _refuse_too_many(video, last, len(clip), length)
-            counts.append(clip.add(video, last=last, most=length and length - 1))
+            counts.append(clip.add(_shown(video, output), last=last, most=length and length - 1))
         count, until = (*counts, 0)[:2]
         whole = length or givens.default_length(scheme, count, until)
         facts = {
@@ -128,6 +128,18 @@ def given_frames(
             )
         fps = videos[0].info.fps if count > 1 else DEFAULT_FPS  # how long a still lasts is no rate
         yield Given(whole, givens.place(scheme, count, whole, until), fps, facts, clip)
+
+
+def _shown(video: Video, output: Output) -> Iterator[Frame]:
+    """The frames of a video, with progress where its header says how many there are."""
+    total = video.info.frames
+    if total is None:
+        yield from video
+        return
+    with output.progress(total, "frames read") as progress:
+        for number, frame in enumerate(video, 1):
+            yield frame
+            progress.update(min(number, total))
 
 
 def _refuse_too_many(video: Video, last: int | None, before: int, length: int | None) -> None:
