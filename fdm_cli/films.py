@@ -28,7 +28,7 @@ class Films:
 
     Attributes:
         fps: the rate that the files really have.
-        size: the (height, width) of their frames.
+        size: the (height, width) that the files really have, known after the first frame.
         remarks: lines that the user should see, known after the first frame.
 
     Raises:
@@ -51,10 +51,8 @@ class Films:
         frames, height, width = shape
         if grid:
             height, width = montage.grid_size(samples, height, width)
-        self.size = (height * scale, width * scale)
-        self._writers = [
-            open_writer(path, fps, frames=frames, size=self.size, force=force, folder=folder) for path in paths
-        ]
+        size = (height * scale, width * scale)
+        self._writers = [open_writer(path, fps, frames=frames, size=size, force=force, folder=folder) for path in paths]
         self._grid = grid
         self._scale = scale
         self._sheets = sheets
@@ -89,6 +87,11 @@ class Films:
                 self._on_sheet[number].append(frame)
             writer.write(montage.enlarge(frame, self._scale))
         self._written += 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the files."""
+        return self._writers[0].size
 
     @property
     def remarks(self) -> tuple[str, ...]:

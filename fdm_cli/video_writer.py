@@ -133,6 +133,7 @@ class Writer:
     Attributes:
         fps: the rate that the file really has.
         frames: how many have been written.
+        size: the height and width that the file really has, known after the first frame.
         remarks: lines that the user should see, known after the first frame.
     """
 
@@ -142,6 +143,7 @@ class Writer:
         self.fps = fps
         self.force = force
         self.frames = 0
+        self.size = (0, 0)
         self.remarks: tuple[str, ...] = ()
         self._shape: tuple[int, ...] = ()
         name = f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}"
@@ -190,9 +192,10 @@ class Writer:
         _check_size(self.path, self.kind, height, width)
         _remove(self._temporary)
         self._encoder = ENCODERS[self.kind](self._temporary, self.fps, frame)
+        self.size = (height, width)
         if self.kind == ".mp4" and (height % 2 or width % 2):
-            even = f"{width + width % 2}x{height + height % 2}"
-            self.remarks = (f"{width}x{height} padded to {even}: MP4 needs even sizes",)
+            self.size = (height + height % 2, width + width % 2)
+            self.remarks = (f"{width}x{height} padded to {self.size[1]}x{self.size[0]}: MP4 needs even sizes",)
 
     def _complete(self) -> None:
         if self._encoder is None:

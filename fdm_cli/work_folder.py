@@ -18,13 +18,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from fdm_cli.errors import BadInput
 from fdm_cli.files import replacing, sync, write_failures
-from fdm_cli.frame_store import FrameStore
+
+if TYPE_CHECKING:
+    from fdm_cli.frame_store import FrameStore
 
 SYNC_INTERVAL = 10.0  # seconds of work that a loss of power may cost; a killed process loses none
 

@@ -37,6 +37,14 @@ def test_all_in_one_grid_enlarged_with_a_sheet(tmp_path, scale):
     assert video.probe(sheet).width > 5 * 23
 
 
+def test_an_mp4_of_odd_size_says_its_real_one(tmp_path):
+    with Films([tmp_path / "a.mp4"], 10, shape=(5, 6, 7)) as films:
+        films.write(NOISE[0, :1])
+    info = video.probe(tmp_path / "a.mp4")
+    assert films.size == (info.height, info.width) == (6, 8)
+    assert films.remarks == ("7x6 padded to 8x6: MP4 needs even sizes",)
+
+
 def test_nothing_is_left_of_what_fails(tmp_path):
     paths = [tmp_path / "a-1.gif", tmp_path / "a-2.gif"]
 
