@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdm_cli.errors import BadInput
-from fdm_cli.plan import Stage
-from fdm_cli.work_folder import WorkFolder
+
+if TYPE_CHECKING:
+    from fdm_cli.plan import Stage
+    from fdm_cli.work_folder import WorkFolder
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Outputs:
                 resumed nor to be forgotten, or more than one to choose from.
         """
         from fdm_cli.video_writer import check_output
+        from fdm_cli.work_folder import WorkFolder
 
         first = output or (_interrupted(stem) if resume else None) or _unused(stem, count)
         work = WorkFolder(first)
@@ -88,6 +91,8 @@ def write_report(path: Path, report: Mapping[str, Any], stages: Iterable[Stage])
 
 def _unused(stem: str, count: int) -> Path:
     """The first name with a number that neither a video nor an interrupted run has."""
+    from fdm_cli.work_folder import WorkFolder
+
     number = 1
     while True:
         path = Path(f"{stem}-{number}.gif")
