@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fdm_cli.group_norm import group_norm
+from fdm_cli.group_norm import group_norm, group_norm_of
 
 GROUPS = 32  # of every GroupNorm
 
@@ -98,7 +98,7 @@ class TemporalAttention(nn.Module):
         logit_ij = s (q_i k_j + q_i Rk_ij + k_j Rq_ji),   out_i = sum_j softmax_j(logit_ij) (v_j + Rv_ij)
 
     Each net shifts what it is named after: Rk is a term of the keys, so it meets the queries.
-    The GroupNorm takes its statistics over all K frames of the position.
+    The GroupNorm takes its statistics over all K frames of the position, or over those that are `counted`.
     """
 
     def __init__(self, channels: int, num_heads: int, embedding: int, plain_residual: bool) -> None:
@@ -113,7 +113,9 @@ class TemporalAttention(nn.Module):
         self.rpe_v = RelativePosition(channels, num_heads, embedding)
         zero_(self.proj_out)
 
-    def forward(self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor | None, counted: Tensor | None = None
+    ) -> Tensor:
         """(B, K, P, C) -> the same.
 
         Args:
@@ -121,8 +123,12 @@ class TemporalAttention(nn.Module):
             temb: (B, E) timestep embedding.
             distances: of the windows' frames.
             allowed: (B, K, K) bool: whether frame i attends to frame j; None when all do.
+            counted: (B, K) bool, the frames that enter the statistics of the GroupNorm; None for all.
         """
-        normed = group_norm(x, *affine(self.norm), GROUPS)
+        if counted is None:
+            normed = group_norm(x, *affine(self.norm), GROUPS)
+        else:
+            normed = group_norm_of(x, *affine(self.norm), GROUPS, counted)
         qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))  # (B, K, P, 3, h, f)
         # One copy lets the many small products over the frames of a pixel run as one batch.
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).contiguous()  # (B, P, h, K, f) each
@@ -169,7 +175,13 @@ class FactorizedAttention(nn.Module):
         self.spatial_attention = SpatialAttention(channels, num_heads, plain_residual)
 
     def forward(
-        self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor | None, keep: Tensor | None = None
+        self,
+        x: Tensor,
+        temb: Tensor,
+        distances: Distances,
+        allowed: Tensor | None,
+        keep: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         """(B * K, C, H, W) channels_last -> the same, or (len(keep), C, H, W).
 
@@ -179,11 +191,12 @@ class FactorizedAttention(nn.Module):
             distances: as above.
             allowed: as above.
             keep: the frames (of B * K) that anybody still wants after the temporal attention; None for all.
+            counted: see TemporalAttention.forward.
         """
         clips, frames = distances.index.shape[:2]
         height, width = x.shape[2:]
         tokens = x.permute(0, 2, 3, 1).reshape(clips, frames, height * width, -1)
-        tokens = self.temporal_attention(tokens, temb, distances, allowed).flatten(0, 1)
+        tokens = self.temporal_attention(tokens, temb, distances, allowed, counted).flatten(0, 1)
         if keep is not None:
             tokens = tokens[keep]
         return self.spatial_attention(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)

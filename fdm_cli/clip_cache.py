@@ -28,7 +28,7 @@ from fdm_cli import data_files, video
 from fdm_cli.data_files import DataFiles, Source
 from fdm_cli.errors import BadInput
 from fdm_cli.files import sync, write_failures
-from fdm_cli.video import VideoInfo
+from fdm_cli.video_info import VideoInfo
 
 VERSION = 1  # of the format, and of how videos are read and fitted
 FRAMES_A_REPORT = 100

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fdm_cli import video
 from fdm_cli.errors import BadInput, FdmError, RunFailed
 from fdm_cli.files import write_failures
-from fdm_cli.video import Video, VideoInfo
+from fdm_cli.video_info import DEFAULT_FPS, KINDS, Video, VideoInfo
 
 ARRAYS = (".npy", ".npz")
 SHEET_SUFFIX = ".clips.png"  # of the sheets that `fdm train --dry-run` draws
@@ -83,7 +83,7 @@ def find(root: Path) -> DataFiles:
         for entry in entries:
             if entry.is_dir():
                 folders.append(entry)
-            elif entry.suffix.lower() in video.KINDS and not entry.name.endswith(SHEET_SUFFIX):
+            elif entry.suffix.lower() in KINDS and not entry.name.endswith(SHEET_SUFFIX):
                 found.append(entry)
             else:
                 ignored += 1
@@ -142,7 +142,7 @@ def open_videos(source: Source, scratch: Path) -> Iterator[Video]:
         return
     array, fps = read_array(source.path, scratch)
     _, frames, height, width, channels = array.shape
-    info = VideoInfo(source.path, video.KINDS[source.path.suffix.lower()], frames, height, width, channels, fps)
+    info = VideoInfo(source.path, KINDS[source.path.suffix.lower()], frames, height, width, channels, fps)
     for clip in array:
         yield Video(info, lambda clip=clip: map(np.asarray, clip))  # type: ignore[misc]
 
@@ -161,7 +161,7 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
         BadInput: unreadable, not uint8, or of another shape.
         RunFailed: no space to unpack an NPZ.
     """
-    fps = video.DEFAULT_FPS
+    fps = DEFAULT_FPS
     try:
         if path.suffix.lower() == ".npz":
             fps = _unpack(path, scratch)
@@ -208,7 +208,7 @@ def _unpack(path: Path, scratch: Path) -> float:
                 with write_failures(scratch):
                     file.write(piece)
         if "fps.npy" not in archive.namelist() or archive.getinfo("fps.npy").file_size > 4096:
-            return video.DEFAULT_FPS
+            return DEFAULT_FPS
         with archive.open("fps.npy") as member:
             fps = float(np.lib.format.read_array(member, allow_pickle=False))
     if not 0 < fps < 1e6:

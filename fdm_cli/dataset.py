@@ -23,7 +23,7 @@ from fdm_cli.clip_cache import CachedVideo, ClipCache, Decoding, Skipped
 from fdm_cli.config import Config
 from fdm_cli.errors import BadInput
 from fdm_cli.moving_mnist import MovingMnist
-from fdm_cli.video import KINDS
+from fdm_cli.video_info import KINDS
 
 BUILT_IN = "moving-mnist"
 Split = Literal["train", "held-out"]

@@ -18,6 +18,8 @@ WHERE = {
     "closed": "at the start",
 }
 
+SLOW_MOTION = 4  # times longer, where given frames are spread and no length is asked for
+
 
 def place(scheme: Scheme, count: int, length: int, until: int = 0) -> tuple[tuple[int, int], ...]:
     """Where a clip's frames stand in the video, as the scheme says.
@@ -44,6 +46,19 @@ def place(scheme: Scheme, count: int, length: int, until: int = 0) -> tuple[tupl
     if until:
         spans.append((length - until, length))
     return merge([span for span in spans if span[0] < span[1]], length)
+
+
+def default_length(scheme: Scheme, count: int, until: int = 0) -> int:
+    """N when the user does not say: the scheme's, or twice the given frames; four times slower where they are spread.
+
+    Args:
+        scheme: its `given` and `length` decide.
+        count: how many frames the clip has.
+        until: how many frames a second clip has.
+    """
+    if scheme.given == "spread" and count > 1:
+        return SLOW_MOTION * (count - 1) + 1
+    return max(scheme.length, 2 * (count + until))
 
 
 def example(

@@ -38,6 +38,27 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool 
     return _GroupNorm.apply(x, scale, shift, groups, silu)  # type: ignore[no-untyped-call]
 
 
+def group_norm_of(x: Tensor, scale: Tensor, shift: Tensor, groups: int, counted: Tensor) -> Tensor:
+    """As `group_norm` without activation, but with the statistics of a part of what it normalises.
+
+    Args:
+        x: (N, R, M, C).
+        scale: (C,).
+        shift: (C,).
+        groups: number of groups; divides C.
+        counted: (N, R) bool, what the statistics are taken over; at least one of each row.
+
+    Returns:
+        (N, R, M, C).
+    """
+    grouped = x.view(*x.shape[:-1], groups, -1)  # (N, R, M, G, C / G)
+    weight = (counted / counted.sum(1, keepdim=True)).to(x.dtype)
+    mean = torch.einsum("nr,nrmgc->nmg", weight, grouped)[:, None, :, :, None] / grouped.shape[-1]
+    centred = grouped - mean
+    variance = torch.einsum("nr,nrmgc->nmg", weight, centred.square())[:, None, :, :, None] / grouped.shape[-1]
+    return (centred * torch.rsqrt(variance + EPS)).flatten(-2) * scale + shift
+
+
 def _over_groups(value: Tensor, groups: int) -> Tensor:
     """The mean of (..., C) over the channels of each group, repeated for each of them."""
     if groups == value.shape[-1]:

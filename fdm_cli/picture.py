@@ -13,7 +13,7 @@ import numpy as np
 
 from fdm_cli.errors import BadInput
 from fdm_cli.files import replacing
-from fdm_cli.video import Frame
+from fdm_cli.video_info import Frame
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fdm_cli import picture, plan, rollout, samplers, scheme, video
+from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
-from fdm_cli.video import Frame
+from fdm_cli.video_info import Frame
 from fdm_cli.video_writer import open_writer
 
 SAMPLES = 4
@@ -42,7 +43,7 @@ def write_preview(checkpoint: Checkpoint, path: Path) -> None:
     number = 0
     with open_writer(path, FPS, force=True) as writer:
         for update in rollout.run(
-            checkpoint, the_plan, rollout.Sampling(samplers.make(SAMPLER), steps), seed=SEED, samples=SAMPLES
+            checkpoint, the_plan, Sampling(samplers.make(SAMPLER), steps), seed=SEED, samples=SAMPLES
         ):
             for frames in update.frames:
                 pixels = video.to_uint8(frames)

@@ -1,41 +1,42 @@
 """Executes a Plan: gathers observed frames, samples latent ones, gives finished frames in order.
 
 The stages of a wave need nothing of each other, so they and the samples (videos made side by side) share
-batches. Every sample of every stage has its own random numbers, derived from (seed, sample, stage): neither
-the size of a batch nor the order of the work changes a video beyond rounding.
+batches. A **job** is one stage for one sample. Every job has its own random numbers, derived from (seed, sample,
+stage): neither the size of a batch, nor the order of the work, nor an interruption changes a video beyond rounding.
+
+A **round** is what is done at once: a batch, or with several processes a batch each. It is committed as a whole.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import zlib
+from array import array
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdm_cli import samplers
+from fdm_cli.batch import Job, Sampling, latent_frames, sample_batch
 from fdm_cli.checkpoint import Checkpoint
-from fdm_cli.errors import BadInput
+from fdm_cli.distributed import Ranks
+from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.files import write_failures
+from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
-from fdm_cli.randomness import generator
-from fdm_cli.unet import UNet, Window
+from fdm_cli.work_folder import Journal, WorkFolder
 
+Choose = Callable[[int, int, FrameStore], Sequence[int]]
+"""(stage, sample, store) -> all the frames that a stage with a `plan.Choice` observes, in any order.
 
-@dataclass(frozen=True)
-class Sampling:
-    """How one window is sampled.
+The store has every candidate of that stage, given or made: `store.get(frame, sample)`.
+"""
 
-    Attributes:
-        step: the rule of the reverse process.
-        timesteps: descending; one network call each.
-        guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
-    """
-
-    step: samplers.Step
-    timesteps: Sequence[int]
-    guidance: float = 1.0
+_CHUNK = 64  # finished frames that are handed over at once, or fewer of this many bytes
+_CHUNK_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -43,58 +44,20 @@ class Update:
     """What has happened since the last one.
 
     Attributes:
-        windows: (stage, sample) pairs finished so far.
+        windows: jobs finished so far.
         network_calls: so far, batched calls counting once.
+        steps: denoising steps done of the round in progress; 0 when none is.
+        executed: the jobs that have just been finished, with the frames they really observed.
+        replayed: they were finished by an earlier run that this one goes on with.
         frames: newly finished frames in the video's order, each (S, C, H, W) float32 in [-1, 1].
     """
 
     windows: int
     network_calls: int
-    frames: list[Tensor] = field(default_factory=list)
-
-
-class FrameStore:
-    """Frames by their index, kept as long as somebody needs them: the writer, or a later stage.
-
-    Args:
-        plan: says which stage is the last to observe a frame.
-        given: frame index -> (C, H, W).
-        samples: S; all samples share the given frames.
-    """
-
-    def __init__(self, plan: Plan, given: Mapping[int, Tensor], samples: int) -> None:
-        self._frames = {index: frame.expand(samples, -1, -1, -1) for index, frame in given.items()}
-        self._plan = plan
-        self._samples = samples
-        self._next_out = 0
-        self._written: dict[int, list[int]] = {}  # stage -> written frames that it is the last to observe
-
-    def get(self, index: int, sample: int) -> Tensor:
-        """One frame of one sample, (C, H, W)."""
-        return self._frames[index][sample]
-
-    def put(self, index: int, sample: int, frame: Tensor) -> None:
-        """Stores a latent frame that has become clean, (C, H, W)."""
-        if index not in self._frames:
-            self._frames[index] = frame.new_empty(self._samples, *frame.shape)
-        self._frames[index][sample] = frame
-
-    def take_finished(self, stages: Sequence[int]) -> list[Tensor]:
-        """Called after each wave, with its stages: the next frames in the video's order that are there."""
-        for stage in stages:
-            for index in self._written.pop(stage, ()):
-                del self._frames[index]
-        wave = self._plan.stages.waves[stages[0]]
-        finished = []
-        while self._next_out in self._frames:
-            finished.append(self._frames[self._next_out])
-            last = self._plan.last_observer(self._next_out)
-            if last < 0 or self._plan.stages.waves[last] <= wave:
-                del self._frames[self._next_out]
-            else:
-                self._written.setdefault(last, []).append(self._next_out)
-            self._next_out += 1
-        return finished
+    steps: int = 0
+    executed: Sequence[Job] = ()
+    replayed: bool = False
+    frames: Sequence[Tensor] = ()
 
 
 def run(
@@ -106,7 +69,10 @@ def run(
     samples: int = 1,
     given: Mapping[int, Tensor] | None = None,
     max_batch: int = 16,
-) -> Iterator[Update]:
+    choose: Choose | None = None,
+    work: WorkFolder | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+) -> Generator[Update, None, None]:
     """Makes `samples` videos; yields after every network call.
 
     Args:
@@ -115,155 +81,183 @@ def run(
         sampling: how each window is sampled.
         seed: of all random numbers.
         samples: S, videos made side by side.
-        given: frame index -> (C, H, W) float32 in [-1, 1], for every frame that the plan takes as given.
+        given: frame index -> (C, H, W) float32 in [-1, 1], for every frame that the plan takes as given; may read
+            a frame from somewhere whenever it is asked for it.
         max_batch: windows in one network call.
+        choose: chooses the observed frames of stages that leave it to run time.
+        work: keeps what is finished, and knows what an earlier run with the same arguments has finished; open. Of
+            several processes only rank 0 has one.
+        ranks: the processes that share the work; all of them run this with the same arguments.
 
     Raises:
-        BadInput: `given` does not hold exactly the frames that the plan takes as given.
+        BadInput: `given` does not hold exactly the frames that the plan takes as given; the plan has choices to make
+            and there is no `choose`.
+        RunFailed: the model's output is not finite; the disk is full.
     """
-    given = dict(given or {})
+    given = given or {}
     if given.keys() != {frame for start, stop in plan.given for frame in range(start, stop)}:
         raise BadInput("the given frames are not those that the plan was made for")
-    store = FrameStore(plan, given, samples)
-    done = calls = 0
-    for wave in plan.by_wave():
-        for batch in _batches(_windows(plan, wave, samples), max_batch):
-            for finished, x in _sample_batch(checkpoint, plan, batch, sampling, store, seed):
-                calls += 1
-                if finished:
-                    done += len(batch)
-                    _scatter(batch, x, store)
-                yield Update(done, calls)
-        yield Update(done, calls, store.take_finished(wave))
-
-
-def count_calls(plan: Plan, samples: int, max_batch: int) -> int:
-    """Batches that `run` makes: network calls per denoising step."""
-    return sum(1 for wave in plan.by_wave() for _ in _batches(_windows(plan, wave, samples), max_batch))
-
-
-def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int, guidance: float) -> float:
-    """How long a typical network call of this plan takes here, measured by making three."""
     config = checkpoint.config.model
-    device = next(checkpoint.model.parameters()).device
-    widest = max(len(wave) for wave in plan.by_wave())
-    stage = plan.stages[plan.calls // 2]
-    shape = (min(widest * samples, max_batch), stage.observed_count + len(stage.latent))
-    x = torch.zeros(*shape, config.image_channels, config.image_size, config.image_size, device=device)
-    places = torch.arange(shape[1], device=device).expand(shape)
-    timestep = torch.zeros(shape[0], dtype=torch.int64, device=device)
-    denoise = _denoiser(checkpoint.model, x, places, places < stage.observed_count, guidance)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(3):
-            began = time.perf_counter()
-            denoise(x, timestep).sum().item()
-            seconds.append(time.perf_counter() - began)
-    return min(seconds)
-
-
-def _windows(plan: Plan, wave: Sequence[int], samples: int) -> list[_Window]:
-    return [_Window(number, plan.stages[number], sample) for number in wave for sample in range(samples)]
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A stage of the plan for one sample."""
-
-    number: int
-    stage: Stage
-    sample: int
-
-    @property
-    def observed(self) -> tuple[int, ...]:
-        """The frames it looks at."""
-        return self.stage.observed or ()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """How many frames are observed, how many latent."""
-        return len(self.observed), len(self.stage.latent)
-
-
-def _batches(windows: list[_Window], max_batch: int) -> Iterator[list[_Window]]:
-    """The windows in batches of equal shape: none is ever padded to fit its neighbours."""
-    for _, same in itertools.groupby(sorted(windows, key=lambda w: w.shape), key=lambda w: w.shape):
-        rest = list(same)
-        while rest:
-            yield rest[:max_batch]
-            rest = rest[max_batch:]
-
-
-def _sample_batch(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    batch: list[_Window],
-    sampling: Sampling,
-    store: FrameStore,
-    seed: int,
-) -> Iterator[tuple[bool, Tensor]]:
-    """Runs the sampler; yields (finished, x) after every step, x (B, K, C, H, W)."""
-    model = checkpoint.model
-    config = checkpoint.config.model
-    device = next(model.parameters()).device
-    observed, latent = batch[0].shape
     shape = (config.image_channels, config.image_size, config.image_size)
-    generators = [generator(seed, "stage", window.sample, window.number) for window in batch]
+    journal = work.journal if work else None
+    earlier = ranks.share(lambda: journal is not None)
+    done = calls = 0
+    with FrameStore(shape, samples, given, work.frames if work else None) as store:
+        queue = _Queue(plan, samples, store)
+        yield from (Update(0, 0, frames=frames) for frames in queue.finished())
+        for number, batches in enumerate(_rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1)):
+            made = None
+            if earlier:
+                jobs = [job for batch in batches for job in batch]
+                made = ranks.share(partial(_replay, number, jobs, store, journal))
+                earlier = made is not None
+            if made is None:
+                own = batches[ranks.rank] if ranks.rank < len(batches) else []
+                own = [_observe(job, plan, choose, store) for job in own]
+                x = None
+                for steps, x in enumerate(sample_batch(checkpoint, plan, own, sampling, store, seed), 1):  # noqa: B007
+                    calls += len(batches)
+                    yield Update(done, calls, steps)
+                made = [pair for part in ranks.gather(latent_frames(own, x)) for pair in part]
+                _keep(number, made, store, work)
+            else:
+                calls += len(batches) * len(sampling.timesteps)
+                if ranks.rank:
+                    _keep(number, made, store, None)
+            done += len(made)
+            queue.add(made)
+            yield Update(done, calls, executed=[job for job, _ in made], replayed=earlier)
+            yield from (Update(done, calls, frames=frames) for frames in queue.finished())
 
-    def noise() -> Tensor:
-        """On the latent frames; observed ones enter clean, whatever is put there."""
-        drawn = torch.stack([torch.randn(latent, *shape, generator=own) for own in generators])
-        return torch.cat([drawn.new_zeros(len(batch), observed, *shape), drawn], dim=1).to(device)
 
-    x_0 = torch.zeros(len(batch), observed + latent, *shape)
-    for row, window in enumerate(batch):
-        for place, index in enumerate(window.observed):
-            x_0[row, place] = store.get(index, window.sample)
-    x_0 = x_0.to(device)
-    indices = torch.tensor([(*plan.positions(w.stage, w.observed), *w.stage.latent) for w in batch], device=device)
-    observed_mask = torch.arange(observed + latent, device=device).expand(len(batch), -1) < observed
-
-    denoise = _denoiser(model, x_0, indices, observed_mask, sampling.guidance)
-    remaining = len(sampling.timesteps)
-    with torch.inference_mode():
-        for x in samplers.sample(denoise, checkpoint.process, noise(), sampling.timesteps, sampling.step, noise):
-            remaining -= 1
-            yield remaining == 0, x
+def count_calls(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = Ranks()) -> int:  # noqa: B008
+    """Batches that `run` makes: network calls per denoising step."""
+    return sum(len(batches) for batches in _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1))
 
 
-def _denoiser(
-    model: UNet, x_0: Tensor, frame_indices: Tensor, observed_mask: Tensor, guidance: float
-) -> samplers.Denoise:
-    """The network with a window's frames bound: (x_t, timestep) -> its output; what never changes is made once.
+def digest(plan: Plan) -> str:
+    """A hash of all stages: whether two plans are the same."""
+    sha256 = hashlib.sha256()
+    for stage in plan.stages:
+        sha256.update(repr((stage.observed, stage.choice, stage.latent)).encode())
+    return sha256.hexdigest()
 
-    Guidance extrapolates from what the network says of the latent frames alone. The observed ones are left out of
-    that second call, so it is cheaper than the first. A sum of outputs whose weights add up to 1 means the same
-    whether the network predicts eps, v or x_0.
+
+class _Queue:
+    """Says which frames are finished, in the video's order."""
+
+    def __init__(self, plan: Plan, samples: int, store: FrameStore) -> None:
+        self._plan = plan
+        self._store = store
+        self._missing = array("i", [samples]) * plan.calls  # samples that each stage is still to be done for
+        self._next = 0
+
+    def add(self, made: _Made) -> None:
+        for job, _ in made:
+            self._missing[job.number] -= 1
+
+    def finished(self) -> Iterator[list[Tensor]]:
+        """The next frames that are finished for all samples, some at a time."""
+        chunk: list[Tensor] = []
+        while self._next < self._plan.length and self._is_made(self._next):
+            chunk.append(self._store.get_all(self._next))
+            self._next += 1
+            if len(chunk) == _CHUNK or len(chunk) * chunk[0].nbytes >= _CHUNK_BYTES:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    def _is_made(self, frame: int) -> bool:
+        stage = self._plan.maker(frame)
+        return stage < 0 or self._missing[stage] == 0
+
+
+_Made = list[tuple[Job, Tensor]]  # jobs, and their latent frames (L, C, H, W) in the order of `stage.latent`
+
+
+def _rounds(plan: Plan, samples: int, max_batch: int, processes: int, mixed: bool) -> Iterator[list[list[Job]]]:
+    """The jobs in batches, as many of them at once as there are processes, wave after wave.
+
+    Args:
+        plan: its stages.
+        samples: S.
+        max_batch: jobs in a batch; fewer where that keeps all processes busy.
+        processes: P.
+        mixed: a batch takes windows however their frames divide into observed and latent ones, and windows up to a
+            quarter shorter than its longest, which are padded; else only windows of one shape.
     """
-    conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": ~observed_mask}
-    window = Window.of(**conditions)
 
-    def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-        return model(x_t, timestep, x_0=x_0, **conditions, window=window)
+    def size(stage: Stage) -> tuple[int, int]:
+        return stage.observed_count + len(stage.latent), 0 if mixed else stage.observed_count
 
-    observed = int(observed_mask[0].sum())
-    if guidance == 1 or observed == 0:
-        return denoise
-    alone = {key: value[:, observed:] for key, value in conditions.items()}
-    window_alone = Window.of(**alone)
+    for wave in plan.by_wave():
+        most = min(max_batch, -(-len(wave) * samples // processes))
+        batches: list[list[Job]] = []
+        for number in sorted(wave, key=lambda number: size(plan.stages[number]), reverse=True):
+            stage = plan.stages[number]
+            for sample in range(samples):
+                longest = size(batches[-1][0].stage) if batches else None
+                fits = longest and (4 * size(stage)[0] >= 3 * longest[0] if mixed else size(stage) == longest)
+                if not fits or len(batches[-1]) == most:
+                    if len(batches) == processes:
+                        yield batches
+                        batches = []
+                    batches.append([])
+                batches[-1].append(Job(number, sample, stage, stage.observed or ()))
+        yield batches
 
-    def guided(x_t: Tensor, timestep: Tensor) -> Tensor:
-        output = denoise(x_t, timestep)
-        none = model(x_t[:, observed:], timestep, x_0=x_0[:, observed:], **alone, window=window_alone)
-        output[:, observed:] = none + guidance * (output[:, observed:] - none)
-        return output
 
-    return guided
+def _observe(job: Job, plan: Plan, choose: Choose | None, store: FrameStore) -> Job:
+    """The job with its observed frames chosen, if that was left to run time."""
+    choice = job.stage.choice
+    if choice is None:
+        return job
+    if choose is None:
+        raise BadInput(f"{plan.scheme} chooses observed frames by their looks, which needs something to look with")
+    observed = tuple(sorted(choose(job.number, job.sample, store)))
+    known = all(0 <= frame < plan.length and plan.maker(frame) < choice.among for frame in observed)
+    if not known or len(set(observed)) != job.stage.observed_count or not set(choice.always) <= set(observed):
+        raise ValueError(f"stage {job.number} must observe {job.stage.observed_count} of {choice}, not {observed}")
+    return replace(job, observed=observed)
 
 
-def _scatter(batch: list[_Window], x: Tensor, store: FrameStore) -> None:
-    """Stores the latent frames of (B, K, C, H, W)."""
-    x = x.cpu()
-    for row, window in enumerate(batch):
-        for place, index in enumerate(window.stage.latent, start=len(window.observed)):
-            store.put(index, window.sample, x[row, place].clone())
+def _keep(number: int, made: _Made, store: FrameStore, work: WorkFolder | None) -> None:
+    """Stores a round's frames, then records in the journal that they are there."""
+    if not all(frames.isfinite().all() for _, frames in made):
+        raise RunFailed("the model made frames that are not numbers", "is it trained?")
+    with write_failures(work.path if work else "the temporary file of frames"):
+        for job, frames in made:
+            for index, frame in zip(job.stage.latent, frames, strict=True):
+                store.put(index, job.sample, frame)
+        if work is not None:
+            record: dict[str, Any] = {"round": number, "crc": _checksum(made)}
+            if any(job.stage.choice for job, _ in made):
+                record["observed"] = [job.observed for job, _ in made]
+            work.journal.append(record, store)
+
+
+def _replay(number: int, jobs: Sequence[Job], store: FrameStore, journal: Journal | None) -> _Made | None:
+    """The round as an earlier run finished it; None when it did not, or when its frames are not what it wrote."""
+    record = journal.next() if journal else None
+    if journal is None or record is None:
+        return None
+    observed = record.get("observed", [job.observed for job in jobs])
+    made = [
+        (
+            replace(job, observed=tuple(frames)),
+            torch.stack([store.get(index, job.sample) for index in job.stage.latent]),
+        )
+        for job, frames in zip(jobs, observed, strict=True)
+    ]
+    if (record.get("round"), record.get("crc")) == (number, _checksum(made)):
+        return made
+    journal.reject()
+    return None
+
+
+def _checksum(made: _Made) -> int:
+    crc = 0
+    for _, frames in made:
+        crc = zlib.crc32(frames.contiguous().numpy().data.cast("B"), crc)
+    return crc

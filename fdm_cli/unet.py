@@ -46,6 +46,7 @@ class Window:
         distances: between the frames.
         clip_of_frame: (B * K,) int64, the clip that each frame belongs to.
         latent_frames: the latent ones among the B * K frames, int64.
+        counted: (B, K) bool, the frames that enter the statistics of the temporal GroupNorms; None for all.
     """
 
     observed: Tensor
@@ -53,10 +54,17 @@ class Window:
     distances: Distances
     clip_of_frame: Tensor
     latent_frames: Tensor
+    counted: Tensor | None = None
 
     @staticmethod
-    def of(frame_indices: Tensor, observed_mask: Tensor, latent_mask: Tensor) -> Window:
-        """From (B, K) int64 positions in the video and (B, K) bool masks."""
+    def of(
+        frame_indices: Tensor, observed_mask: Tensor, latent_mask: Tensor, *, ignore_padding: bool = False
+    ) -> Window:
+        """From (B, K) int64 positions in the video and (B, K) bool masks.
+
+        Padding takes part in the statistics of the temporal GroupNorms: so it was when predecessors' models were
+        trained, and ours are. With `ignore_padding` it does not, and a padded window gives what it gives without.
+        """
         clips, count = frame_indices.shape
         real = observed_mask | latent_mask
         return Window(
@@ -65,6 +73,7 @@ class Window:
             distances=Distances.between(frame_indices),
             clip_of_frame=torch.arange(clips, device=frame_indices.device).repeat_interleave(count),
             latent_frames=latent_mask.flatten().nonzero().squeeze(1),
+            counted=real if ignore_padding and not real.all() else None,
         )
 
 
@@ -291,7 +300,8 @@ class UNet(nn.Module):
                 h = layer(h, conditions)
             elif isinstance(layer, FactorizedAttention):
                 keep = wanted if layer is self._last_attention[0] else None
-                h = layer(h, conditions.temb, conditions.window.distances, conditions.window.allowed, keep)
+                window = conditions.window
+                h = layer(h, conditions.temb, window.distances, window.allowed, keep, window.counted)
                 if keep is not None:
                     conditions = replace(conditions, clip_of_frame=conditions.clip_of_frame[keep])
             else:

@@ -1,9 +1,5 @@
 """Frames -> a video file, written while they are made.
 
-GIF, APNG and WebP share one idea: Pillow encodes every frame as a picture of its own, and the compressed part of that
-picture is wrapped as the next frame of the animation. So each frame is on disk before the next one comes, every
-frame is kept (an encoder that sees the whole video merges identical ones), and memory does not grow.
-
 A file is written under a hidden name in its own folder, read back and counted, synced, and renamed: it is either
 complete or not there.
 """
@@ -11,33 +7,22 @@ complete or not there.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
-import struct
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fdm_cli.errors import BadInput, RunFailed, did_you_mean
 from fdm_cli.files import sync, write_failures
-from fdm_cli.video import MAX_PICTURE_FRAMES, Frame, read
-
-if TYPE_CHECKING:
-    from PIL import Image
+from fdm_cli.video import read
+from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
+from fdm_cli.video_info import MAX_FRAME_PIXELS, MAX_PICTURE_FRAMES, MAX_PICTURE_PIXELS, MAX_VIDEO_PIXELS, Frame
 
 SUFFIXES = (".gif", ".mp4", ".npz", ".webp", ".apng")
-FOLDER = "a folder of PNG images"
 MIN_FPS, MAX_FPS = 0.01, 1000.0
 MAX_SIDE = {".gif": 65535, ".webp": 16383, ".mp4": 16384}
-MP4_QUALITY = "10"  # x264's constant rate factor: 0 is lossless, 23 its default, visible on tiny frames
 
 
 def check_output(path: str | Path, force: bool = False) -> str:
@@ -88,18 +73,26 @@ def real_fps(path: str | Path, fps: float) -> float:
         BadInput: a rate outside 0.01 to 1000 frames per second.
     """
     if not MIN_FPS <= fps <= MAX_FPS:
-        raise BadInput(f"{fps:g} frames per second is not between {MIN_FPS} and {MAX_FPS:g}")
+        raise BadInput(f"{fps:g} frames per second is not between {MIN_FPS} and {MAX_FPS:g}", "--fps N sets the rate")
     suffix = Path(path).suffix.lower()
     if suffix == ".gif":
         return 100 / min(65535, max(2, round(100 / fps)))
     if suffix == ".webp":
         return 1000 / max(20, round(1000 / fps))
     if suffix == ".apng":
-        return float(1 / _apng_delay(fps))
+        return float(1 / apng_delay(fps))
     return fps
 
 
-def open_writer(path: str | Path, fps: float, *, force: bool = False, frames: int | None = None) -> Writer:
+def open_writer(
+    path: str | Path,
+    fps: float,
+    *,
+    force: bool = False,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    folder: Path | None = None,
+) -> Writer:
     """A writer for a video at `path`, to be used in a `with` block.
 
     Args:
@@ -107,14 +100,24 @@ def open_writer(path: str | Path, fps: float, *, force: bool = False, frames: in
         fps: the rate asked for; the writer's `fps` is the one it gets.
         force: as for `check_output`.
         frames: how many will come, if known: what the format cannot hold is then refused at once.
+        size: their height and width, if known: likewise.
+        folder: where the unfinished file lies, on the same disk; None is beside `path`.
 
     Raises:
-        BadInput: as `check_output` and `real_fps`; more frames than this tool reads back of such a file.
+        BadInput: as `check_output` and `real_fps`; more or larger frames than this tool reads back of such a file.
     """
     kind = check_output(path, force)
+    if size is not None:
+        _check_size(Path(path), kind, *size)
+        most = MAX_VIDEO_PIXELS if kind in (".mp4", ".npz", FOLDER) else MAX_PICTURE_PIXELS
+        if size[0] * size[1] * (frames or 1) > most:
+            raise BadInput(
+                f"{path}: {frames} frames of {size[1]}x{size[0]}; such files hold at most {most:.0e} pixels in all",
+                "a smaller --scale, or write .mp4 or .npz",
+            )
     if frames is not None and frames > MAX_PICTURE_FRAMES and kind not in (".mp4", ".npz"):
         raise BadInput(f"{path}: {frames} frames; such files hold at most {MAX_PICTURE_FRAMES}", "write .mp4 or .npz")
-    return Writer(Path(path), kind, real_fps(path, fps), force)
+    return Writer(Path(path), kind, real_fps(path, fps), force, folder)
 
 
 class Writer:
@@ -125,23 +128,27 @@ class Writer:
         kind: one of SUFFIXES or FOLDER.
         fps: frames per second, as `real_fps` gives it.
         force: replace what is there.
+        folder: as for `open_writer`.
 
     Attributes:
         fps: the rate that the file really has.
         frames: how many have been written.
+        size: the height and width that the file really has, known after the first frame.
         remarks: lines that the user should see, known after the first frame.
     """
 
-    def __init__(self, path: Path, kind: str, fps: float, force: bool) -> None:
+    def __init__(self, path: Path, kind: str, fps: float, force: bool, folder: Path | None = None) -> None:
         self.path = path
         self.kind = kind
         self.fps = fps
         self.force = force
         self.frames = 0
+        self.size = (0, 0)
         self.remarks: tuple[str, ...] = ()
         self._shape: tuple[int, ...] = ()
-        self._temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}")
-        self._encoder: _Encoder | None = None
+        name = f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}"
+        self._temporary = (folder or path.parent) / name
+        self._encoder: Encoder | None = None
 
     def __enter__(self) -> Writer:
         """Nothing is opened before the first frame."""
@@ -182,14 +189,13 @@ class Writer:
     def _begin(self, frame: Frame) -> None:
         self._shape = frame.shape
         height, width, _ = frame.shape
-        most = MAX_SIDE.get(self.kind)
-        if most and max(height, width) > most:
-            raise BadInput(f"{self.path}: frames of {width}x{height} are too large for {self.kind}")
+        _check_size(self.path, self.kind, height, width)
         _remove(self._temporary)
-        self._encoder = _ENCODERS[self.kind](self._temporary, self.fps, frame)
+        self._encoder = ENCODERS[self.kind](self._temporary, self.fps, frame)
+        self.size = (height, width)
         if self.kind == ".mp4" and (height % 2 or width % 2):
-            even = f"{width + width % 2}x{height + height % 2}"
-            self.remarks = (f"{width}x{height} padded to {even}: MP4 needs even sizes",)
+            self.size = (height + height % 2, width + width % 2)
+            self.remarks = (f"{width}x{height} padded to {self.size[1]}x{self.size[0]}: MP4 needs even sizes",)
 
     def _complete(self) -> None:
         if self._encoder is None:
@@ -216,6 +222,11 @@ class Writer:
         sync(self.path.parent)
 
 
+def _check_size(path: Path, kind: str, height: int, width: int) -> None:
+    if max(height, width) > MAX_SIDE.get(kind, height + width) or height * width > MAX_FRAME_PIXELS:
+        raise BadInput(f"{path}: frames of {width}x{height} are too large for {kind}", "a smaller --scale")
+
+
 def _is_frame(entry: Path) -> bool:
     """Whether this is a frame that a folder writer wrote."""
     return entry.name.startswith("frame-") and entry.suffix == ".png" and entry.is_file()
@@ -226,240 +237,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-# Encoders: one a format. Each gets the temporary path, the rate and the first frame, which says the size.
-
-
-class _Encoder(Protocol):
-    def write(self, frame: Frame) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def abort(self) -> None: ...
-
-
-def _image(frame: Frame) -> Image.Image:
-    from PIL import Image
-
-    return Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[2] == 1 else frame))
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """One image as the bytes of a file of its own."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-class _FileEncoder:
-    """An encoder that assembles the file itself."""
-
-    def __init__(self, path: Path, fps: float, first: Frame) -> None:
-        self.fps = fps
-        self.height, self.width, self.channels = first.shape
-        self.frames = 0
-        self.file: IO[bytes] = path.open("w+b")
-        try:
-            self.begin()
-        except BaseException:
-            self.file.close()
-            raise
-
-    def begin(self) -> None:
-        """Writes what comes before the first frame."""
-
-    def write(self, frame: Frame) -> None:
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        self.file.close()
-
-    def abort(self) -> None:
-        self.file.close()
-
-
-class _Gif(_FileEncoder):
-    """Grey frames share one palette of 256 greys and are exact; colour frames have 256 colours of their own each."""
-
-    def begin(self) -> None:
-        table = 0xF7 if self.channels == 1 else 0x70  # 256 colours of 8 bits for all frames, or none
-        self.file.write(b"GIF89a" + struct.pack("<HHBBB", self.width, self.height, table, 0, 0))
-        if self.channels == 1:
-            self.file.write(bytes(level for level in range(256) for _ in range(3)))
-        self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # loop for ever
-
-    def write(self, frame: Frame) -> None:
-        image = _image(frame) if self.channels == 1 else _image(frame).quantize(256)
-        picture = _encoded(image, "GIF", optimize=False, interlace=0)
-        bits = picture[10] & 7  # the palette's size is 2 ** (bits + 1)
-        palette_end = 13 + 3 * (2 << bits)
-        palette = picture[13:palette_end] if self.channels == 3 else b""
-        start = picture.index(b"\x2c", palette_end)  # no extension comes before the image, nor holds such a byte
-        self.file.write(b"\x21\xf9\x04\x04" + struct.pack("<HBB", round(100 / self.fps), 0, 0))
-        self.file.write(b"\x2c" + struct.pack("<HHHHB", 0, 0, self.width, self.height, (0x80 | bits) if palette else 0))
-        self.file.write(palette + picture[start + 10 : -1])
-
-    def finish(self) -> None:
-        self.file.write(b"\x3b")
-        super().finish()
-
-
-def _apng_delay(fps: float) -> Fraction:
-    """Seconds a frame as a fraction of two 16-bit numbers."""
-    delay = (1 / Fraction(fps).limit_denominator(1001)).limit_denominator(65535)
-    return delay if delay.numerator <= 65535 else Fraction(round(delay))
-
-
-class _Apng(_FileEncoder):
-    """Lossless. The number of frames stands at the file's beginning and is filled in at the end."""
-
-    def begin(self) -> None:
-        self.delay = _apng_delay(self.fps)
-        self.sequence = 0
-        self.file.write(b"\x89PNG\r\n\x1a\n")
-        header = struct.pack(">IIBBBBB", self.width, self.height, 8, 0 if self.channels == 1 else 2, 0, 0, 0)
-        self.chunk(b"IHDR", header)
-        self.counter = self.file.tell()
-        self.chunk(b"acTL", struct.pack(">II", 0, 0))
-
-    def chunk(self, name: bytes, body: bytes) -> None:
-        self.file.write(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)))
-
-    def number(self) -> bytes:
-        self.sequence += 1
-        return struct.pack(">I", self.sequence - 1)
-
-    def write(self, frame: Frame) -> None:
-        size = struct.pack(">IIII", self.width, self.height, 0, 0)
-        self.chunk(b"fcTL", self.number() + size + struct.pack(">HHBB", *self.delay.as_integer_ratio(), 0, 0))
-        picture = _encoded(_image(frame), "PNG")
-        position = 8
-        while position < len(picture):
-            length, name = struct.unpack_from(">I4s", picture, position)
-            if name == b"IDAT":
-                body = picture[position + 8 : position + 8 + length]
-                self.chunk(b"fdAT", self.number() + body) if self.frames else self.chunk(b"IDAT", body)
-            position += 12 + length
-        self.frames += 1
-
-    def finish(self) -> None:
-        self.chunk(b"IEND", b"")
-        self.file.seek(self.counter)
-        self.chunk(b"acTL", struct.pack(">II", self.frames, 0))
-        super().finish()
-
-
-class _WebP(_FileEncoder):
-    """Lossless. The file's length stands at its beginning and is filled in at the end."""
-
-    def begin(self) -> None:
-        size = struct.pack("<I", self.width - 1)[:3] + struct.pack("<I", self.height - 1)[:3]
-        self.file.write(b"RIFF\0\0\0\0WEBP")
-        self.chunk(b"VP8X", b"\x02\0\0\0" + size)
-        self.chunk(b"ANIM", b"\xff\xff\xff\xff\0\0")  # white behind it; loop for ever
-        milliseconds = struct.pack("<I", min(0xFFFFFF, round(1000 / self.fps)))[:3]
-        self.frame_header = bytes(6) + size + milliseconds + b"\x02"  # do not blend with the frame before
-
-    def chunk(self, name: bytes, body: bytes) -> None:
-        self.file.write(name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2))
-
-    def write(self, frame: Frame) -> None:
-        self.chunk(b"ANMF", self.frame_header + _encoded(_image(frame), "WEBP", lossless=True)[12:])
-
-    def finish(self) -> None:
-        length = self.file.tell()
-        self.file.seek(4)
-        self.file.write(struct.pack("<I", length - 8))
-        super().finish()
-
-
-class _Npz(_FileEncoder):
-    """`frames` (N, H, W, C) and `fps`, uncompressed, as `numpy.savez` has them.
-
-    The header of an array says how many frames follow, so they wait in a nameless file until that is known.
-    """
-
-    def begin(self) -> None:
-        self.waiting = tempfile.TemporaryFile(dir=Path(self.file.name).parent)  # noqa: SIM115
-
-    def write(self, frame: Frame) -> None:
-        self.waiting.write(frame.tobytes())
-        self.frames += 1
-
-    def finish(self) -> None:
-        shape = (self.frames, self.height, self.width, self.channels)
-        self.waiting.seek(0)
-        with zipfile.ZipFile(self.file, "w") as archive:
-            with archive.open(zipfile.ZipInfo("frames.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                shutil.copyfileobj(self.waiting, member, 1 << 20)
-            with archive.open(zipfile.ZipInfo("fps.npy"), "w") as member:
-                np.lib.format.write_array(member, np.array(self.fps, np.float64))
-        self.abort()
-
-    def abort(self) -> None:
-        self.waiting.close()
-        self.file.close()
-
-
-class _Mp4:
-    """H.264, 4:2:0, which plays everywhere; that needs even sizes, so an odd one repeats its last row or column."""
-
-    def __init__(self, path: Path, fps: float, first: Frame) -> None:
-        import av
-
-        height, width, channels = first.shape
-        self.pad = ((0, height % 2), (0, width % 2), (0, 0))
-        self.format = "gray" if channels == 1 else "rgb24"
-        self.container = av.open(str(path.absolute()), "w", format="mp4")
-        self.stream: Any = self.container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        self.stream.width, self.stream.height = width + width % 2, height + height % 2
-        self.stream.pix_fmt = "yuv420p"
-        self.stream.options = {"crf": MP4_QUALITY}
-
-    def write(self, frame: Frame) -> None:
-        import av
-
-        padded = np.ascontiguousarray(np.pad(frame, self.pad, mode="edge"))
-        if self.format == "gray":
-            padded = padded[..., 0]
-        for packet in self.stream.encode(av.VideoFrame.from_ndarray(padded, format=self.format)):
-            self.container.mux(packet)
-
-    def finish(self) -> None:
-        for packet in self.stream.encode():
-            self.container.mux(packet)
-        self.container.close()
-
-    def abort(self) -> None:
-        self.container.close()
-
-
-class _Folder:
-    """frame-000000.png and so on."""
-
-    def __init__(self, path: Path, fps: float, first: Frame) -> None:  # noqa: ARG002  (a folder has no rate)
-        path.mkdir()
-        self.path = path
-        self.frames = 0
-
-    def write(self, frame: Frame) -> None:
-        (self.path / f"frame-{self.frames:06d}.png").write_bytes(_encoded(_image(frame), "PNG"))
-        self.frames += 1
-
-    def finish(self) -> None:
-        """Every frame is a file already."""
-
-    def abort(self) -> None:
-        """Nothing is open."""
-
-
-_ENCODERS: dict[str, Callable[[Path, float, Frame], _Encoder]] = {
-    ".gif": _Gif,
-    ".apng": _Apng,
-    ".webp": _WebP,
-    ".npz": _Npz,
-    ".mp4": _Mp4,
-    FOLDER: _Folder,
-}

@@ -4,10 +4,12 @@ Two things that are compared run in turn, and the ratio of their medians is what
 shared. Prints one line a figure.
 """
 
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,8 +165,6 @@ STEPS_A_TURN = 10  # the first batch of a turn may have been made in the other's
 
 def data() -> None:
     """Training steps on real data beside the same steps on one batch in memory: built-in digits, a folder of clips."""
-    import tempfile
-
     import torch
 
     from tests import clips
@@ -202,7 +202,53 @@ def compare_with_fixed_batch(preset: str, source: str, turns: int) -> None:
           f"ratio {real_time / fixed_time:.3f}")  # fmt: skip
 
 
-PARTS = {"start-up": start_up, "network": network, "data": data}
+def rollout() -> None:
+    """Peak memory of 160 and of 20,000 frames with `micro` and two steps, and the processor time of both halves."""
+    with tempfile.TemporaryDirectory() as folder:
+        train = [FDM, "train", "--preset", "micro", "--steps", "1", "--run", f"{folder}/run", "--quiet"]
+        checkpoint = subprocess.run(train, capture_output=True, check=True, text=True).stdout.strip()
+        for scheme in ("autoregressive", "hierarchy-2", "keyframes"):
+            for kind in ("gif", "mp4"):
+                output = Path(folder) / f"video.{kind}"
+                options = ["--checkpoint", checkpoint, "--scheme", scheme, "--sampling-steps", "2", "--seed", "1"]
+                short, _ = sampled([*options, "--length", "160"], output)
+                long, halves = sampled([*options, "--length", "20000"], output)
+                print(
+                    f"rollout: {scheme} to {kind}: peak memory {long:.0f} MB, {long - short:+.0f} MB against "
+                    f"160 frames; processor seconds of the first and the second half {halves[0]:.1f}, {halves[1]:.1f} "
+                    f"({halves[1] / halves[0]:.2f})",
+                    flush=True,
+                )
+
+
+def sampled(options: list[str], output: Path) -> tuple[float, tuple[float, float]]:
+    """Runs `fdm sample`: its peak resident memory in MB, and the processor seconds that each half of it took."""
+    journal = output.with_name(f".{output.name}.work") / "journal.jsonl"
+    process = subprocess.Popen([FDM, "sample", *options, "--quiet", "--force", "--output", str(output)])
+    times: list[tuple[int, float]] = []  # bytes of the journal, whose lines are about equally long; the time taken
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        with contextlib.suppress(OSError):
+            times.append((journal.stat().st_size, processor_seconds(process.pid)))
+        time.sleep(0.02)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"fdm sample {' '.join(options)}: exit {process.returncode}")
+    began, half, end = (
+        next((when for size, when in times if size > share * times[-1][0]), times[-1][1]) for share in (0, 0.5, 0.999)
+    )
+    return usage.ru_maxrss / 1000, (half - began, end - half)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a running process has used so far; other work on the machine does not count (Linux)."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+PARTS = {"start-up": start_up, "network": network, "data": data, "rollout": rollout}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

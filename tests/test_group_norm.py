@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fdm_cli.group_norm import LARGE, group_norm
+from fdm_cli.group_norm import LARGE, group_norm, group_norm_of
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -22,6 +22,15 @@ def test_statistics_of_a_pixel_over_time():
     expected = F.group_norm(x.permute(0, 2, 3, 1).reshape(10, 32, 6), 8)
     expected = expected.reshape(2, 5, 32, 6).permute(0, 3, 1, 2)
     torch.testing.assert_close(group_norm(x, ones, zeros, 8), expected)
+
+
+def test_statistics_of_some_frames_are_those_without_the_others():
+    x = torch.randn(2, 6, 5, 32, dtype=torch.float64) * 3 + 2
+    scale, shift = torch.randn(2, 32, dtype=torch.float64)
+    counted = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    some = group_norm_of(x, scale, shift, 8, counted)
+    torch.testing.assert_close(some[:1, :4], group_norm(x[:1, :4].contiguous(), scale, shift, 8))
+    torch.testing.assert_close(some[1:], group_norm(x[1:], scale, shift, 8))
 
 
 @pytest.mark.parametrize("silu", [False, True])

@@ -1,26 +1,39 @@
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from fdm_cli import batch, rollout, samplers, scheme
 from fdm_cli import config as configuration
 from fdm_cli import plan as planning
-from fdm_cli import rollout, samplers, scheme
+from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
+from fdm_cli.cli.inspect_scheme import as_data
 from fdm_cli.diffusion import Process
-from fdm_cli.errors import BadInput
-from fdm_cli.rollout import Sampling
+from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.unet import UNet
+from fdm_cli.work_folder import WorkFolder
+from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def checkpoint():
-    """`micro` with weights that are random everywhere, so that nothing is hidden by a zero."""
-    config = configuration.load_preset("micro")
+def random_checkpoint():
+    """`micro` at 8 x 8 pixels with weights that are random everywhere, so that nothing is hidden by a zero."""
+    config = configuration.load_preset("micro", ["model.image_size=8", "model.attention_resolutions=[4, 2]"])
     torch.manual_seed(0)
     model = UNet(config).eval()
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     return Checkpoint(config, 0, Process(config.diffusion), model, "0" * 64, "fdm", resumable=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return random_checkpoint()
 
 
 def sampling(steps=2, guidance=1.0):
@@ -49,10 +62,55 @@ def test_every_frame_is_made_once_and_comes_in_order(checkpoint, name):
 
 def test_waves_run_as_batches_and_give_what_single_stages_give(checkpoint):
     batched, calls = make(checkpoint, "keyframes", 160)
-    assert calls <= 3 * 2  # two waves; the second one has windows of two sizes
+    assert calls == 2 * 2  # two waves; in the second one, gaps of two lengths leave room for 6 or 7 observed frames
     alone, many = make(checkpoint, "keyframes", 160, max_batch=1)
     assert many == 16 * 2
     torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
+
+
+GAPS = """
+name: gaps
+about: The gaps between sixteen frames, each from its two ends alone.
+length: 160
+window: 16
+step: 8
+start: spread
+rounds:
+  - generate: gaps
+    parallel: true
+    observe:
+      - before: 1
+      - after: 1
+"""
+
+
+def test_windows_of_different_lengths_share_a_batch(checkpoint, tmp_path):
+    (tmp_path / "gaps.yaml").write_text(GAPS)
+    plan = planning.make(scheme.load(str(tmp_path / "gaps.yaml")))
+    assert {stage.observed_count + len(stage.latent) for stage in plan.stages} == {16, 12, 11}
+    batched, calls = make(checkpoint, str(tmp_path / "gaps.yaml"), 160)
+    assert calls == 2 * 2
+    alone, _ = make(checkpoint, str(tmp_path / "gaps.yaml"), 160, max_batch=1)
+    torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
+
+
+def test_much_shorter_windows_and_guided_ones_of_another_shape_are_not_padded(checkpoint, monkeypatch):
+    sizes = []
+    sample_batch = rollout.sample_batch
+
+    def watched(checkpoint, plan, jobs, *rest):
+        sizes.append([job.stage.observed_count + len(job.stage.latent) for job in jobs])
+        shapes.append({job.stage.observed_count for job in jobs})
+        return sample_batch(checkpoint, plan, jobs, *rest)
+
+    monkeypatch.setattr(rollout, "sample_batch", watched)
+    shapes = []
+    make(checkpoint, "keyframes", 33)
+    assert all(4 * min(batch) >= 3 * max(batch) for batch in sizes)
+    assert any(len(observed) > 1 for observed in shapes)
+    shapes = []
+    make(checkpoint, "keyframes", 33, sampling=sampling(guidance=1.5))
+    assert all(len(observed) == 1 for observed in shapes)
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(checkpoint):
@@ -63,7 +121,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(checkpoint):
 
 
 def test_given_frames_stay_and_matter(checkpoint):
-    given = {frame: torch.full((1, 16, 16), frame / 10) for frame in range(8)}
+    given = {frame: torch.full((1, 8, 8), frame / 10) for frame in range(8)}
     frames, _ = make(checkpoint, "autoregressive", 20, given=given)
     assert torch.equal(frames[0, :8], torch.stack(list(given.values())))
     other, _ = make(checkpoint, "autoregressive", 20, given={frame: -value for frame, value in given.items()})
@@ -73,32 +131,170 @@ def test_given_frames_stay_and_matter(checkpoint):
 def test_given_frames_must_be_those_of_the_plan(checkpoint):
     plan = planning.make(scheme.load("autoregressive"), length=20, given=[(0, 4)])
     with pytest.raises(BadInput, match="given frames"):
-        next(rollout.run(checkpoint, plan, sampling(), seed=0, given={0: torch.zeros(1, 16, 16)}))
+        next(rollout.run(checkpoint, plan, sampling(), seed=0, given={0: torch.zeros(1, 8, 8)}))
 
 
-def test_a_frame_leaves_memory_once_written_and_no_longer_observed(checkpoint, monkeypatch):
-    alive = []
-    take = rollout.FrameStore.take_finished
+@pytest.mark.parametrize("name", ["adaptive-autoregressive", "adaptive-hierarchy-2"])
+def test_observed_frames_may_be_chosen_at_run_time(checkpoint, name):
+    plan = planning.make(scheme.load(name), length=40)
+    chosen = {}
 
-    def watched(store, stages):
-        finished = take(store, stages)
-        alive.append(len(store._frames))
-        return finished
+    def choose(number, sample, store):
+        """The frames always observed, and the oldest candidates or, for the second sample, the newest."""
+        choice = plan.stages[number].choice
+        known = [f for f in range(40) if plan.maker(f) < choice.among and f not in choice.always]
+        assert all(store.get(frame, sample).any() for frame in known)
+        assert (number, sample) not in chosen
+        more = plan.stages[number].observed_count - len(choice.always)
+        chosen[number, sample] = (*choice.always, *(known[len(known) - more :] if sample else known[:more]))
+        return chosen[number, sample]
 
-    monkeypatch.setattr(rollout.FrameStore, "take_finished", watched)
-    make(checkpoint, "autoregressive", 80)
-    assert max(alive) <= 16
-    assert alive[-1] == 0
+    updates = list(rollout.run(checkpoint, plan, sampling(), seed=3, samples=2, choose=choose))
+    executed = {(job.number, job.sample): job.observed for update in updates for job in update.executed}
+    for number, stage in enumerate(plan.stages):
+        for sample in (0, 1):
+            assert executed.pop((number, sample)) == (stage.observed or tuple(sorted(chosen.pop((number, sample), ()))))
+    assert not executed
+    assert not chosen
+
+
+def test_a_plan_with_choices_needs_someone_to_make_them(checkpoint):
+    plan = planning.make(scheme.load("adaptive-autoregressive"), length=40)
+    with pytest.raises(BadInput, match="chooses observed frames by their looks"):
+        list(rollout.run(checkpoint, plan, sampling(), seed=3))
+    with pytest.raises(ValueError, match="must observe 8 of"):
+        list(rollout.run(checkpoint, plan, sampling(), seed=3, choose=lambda *_: range(20, 28)))
+
+
+class Stopped(Exception):
+    pass
+
+
+def interrupted(checkpoint, folder, name, windows, **options):
+    """Runs in the work folder until so many windows are finished, then stops in the middle of the next batch."""
+    plan = planning.make(scheme.load(name), length=60)
+    work = WorkFolder(folder / "video.gif")
+    updates = []
+    with contextlib.suppress(Stopped), work.opened({}, resume=work.facts() is not None):
+        for update in rollout.run(checkpoint, plan, sampling(3), seed=3, max_batch=2, work=work, **options):
+            updates.append(update)
+            if update.windows >= windows and update.steps == 2:
+                raise Stopped
+    return updates
+
+
+def finished(checkpoint, folder, name, **options):
+    """Goes on to the end: all frames (S, N, C, H, W), and the updates."""
+    plan = planning.make(scheme.load(name), length=60)
+    work = WorkFolder(folder / "video.gif")
+    with work.opened({}, resume=work.facts() is not None):
+        updates = list(rollout.run(checkpoint, plan, sampling(3), seed=3, max_batch=2, work=work, **options))
+    return torch.stack([frame for update in updates for frame in update.frames], dim=1), updates
+
+
+class TestResuming:
+    @pytest.mark.parametrize("name", ["autoregressive", "hierarchy-2", "keyframes"])
+    def test_the_very_same_bits(self, checkpoint, tmp_path, name):
+        whole, _ = finished(checkpoint, tmp_path, name, samples=2)
+        interrupted(checkpoint, tmp_path, name, windows=3, samples=2)
+        again = interrupted(checkpoint, tmp_path, name, windows=7, samples=2)
+        assert [update.replayed for update in again if update.executed][:2] == [True, True]
+        frames, updates = finished(checkpoint, tmp_path, name, samples=2)
+        assert torch.equal(frames, whole)
+        assert sum(len(update.executed) for update in updates if update.replayed) >= 7
+        assert not (tmp_path / ".video.gif.work").exists()
+
+    def test_what_is_finished_is_not_made_again(self, checkpoint, tmp_path, monkeypatch):
+        interrupted(checkpoint, tmp_path, "autoregressive", windows=4)
+        calls = []
+        forward = UNet.forward
+        monkeypatch.setattr(UNet, "forward", lambda *a, **o: calls.append(1) or forward(*a, **o))
+        _, updates = finished(checkpoint, tmp_path, "autoregressive")
+        assert len(calls) == (7 - 4) * 3
+        assert updates[-1].network_calls == 7 * 3
+
+    def test_frames_that_were_not_all_written_are_made_again(self, checkpoint, tmp_path):
+        whole, _ = finished(checkpoint, tmp_path, "autoregressive")
+        interrupted(checkpoint, tmp_path, "autoregressive", windows=4)
+        file = tmp_path / ".video.gif.work" / "frames.f32"
+        content = bytearray(file.read_bytes())
+        content[30 * 256 + 9] ^= 1  # frame 30, of the third window
+        file.write_bytes(content[: 35 * 256])
+        frames, updates = finished(checkpoint, tmp_path, "autoregressive")
+        assert torch.equal(frames, whole)
+        assert sum(len(update.executed) for update in updates if update.replayed) == 2
+
+    def test_choices_are_remembered_not_made_again(self, checkpoint, tmp_path):
+        plan = planning.make(scheme.load("adaptive-autoregressive"), length=60)
+        asked = []
+
+        def choose(number, sample, _store):
+            asked.append((number, sample))
+            choice = plan.stages[number].choice
+            known = [f for f in range(60) if plan.maker(f) < choice.among and f not in choice.always]
+            return [*choice.always, *known[-(plan.stages[number].observed_count - len(choice.always)) :]]
+
+        earlier = interrupted(checkpoint, tmp_path, "adaptive-autoregressive", windows=4, samples=2, choose=choose)
+        asked.clear()
+        _, updates = finished(checkpoint, tmp_path, "adaptive-autoregressive", samples=2, choose=choose)
+        executed, before = (
+            {(job.number, job.sample): job.observed for update in run for job in update.executed}
+            for run in (updates, earlier)
+        )
+        assert before.items() <= executed.items()
+        assert not before.keys() & set(asked)
+        assert len(executed) == 2 * plan.calls
+        assert all(len(observed) == plan.stages[number].observed_count for (number, _), observed in executed.items())
+
+
+def test_frames_that_are_not_numbers_end_the_run(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(UNet, "forward", lambda _model, x_t, *_, **__: torch.full_like(x_t, torch.nan))
+    with pytest.raises(RunFailed, match="not numbers"):
+        finished(checkpoint, tmp_path, "autoregressive")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["keyframes", "adaptive-autoregressive"])
+def test_several_processes_make_the_same_video(tmp_path, name):
+    saved = []
+    for processes in (1, 2):
+        file = tmp_path / f"{processes}.pt"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launcher, "-m", "tests.rollout_process", name, str(file)]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+        saved.append(torch.load(file, weights_only=True))
+    assert [one["processes"] for one in saved] == [1, 2]
+    torch.testing.assert_close(saved[1]["frames"], saved[0]["frames"], atol=1e-4, rtol=0)
+
+
+def test_the_network_gets_the_frames_that_inspect_scheme_shows(checkpoint, monkeypatch):
+    """The real inputs of every call, row by row, beside the JSON of the plan."""
+    seen = []
+    forward = UNet.forward
+
+    def recorded(model, x_t, timestep, **conditions):
+        rows = zip(*(conditions[key] for key in ("frame_indices", "observed_mask", "latent_mask")), strict=True)
+        seen.extend((indices[seen_mask].tolist(), indices[made].tolist()) for indices, seen_mask, made in rows)
+        return forward(model, x_t, timestep, **conditions)
+
+    monkeypatch.setattr(UNet, "forward", recorded)
+    for name in ("autoregressive", "hierarchy-3", "keyframes", "long-range"):
+        seen.clear()
+        plan = planning.make(scheme.load(name), length=40)
+        make(checkpoint, name, 40, sampling=sampling(steps=1))
+        shown = json.loads(json.dumps(as_data(plan)))["stages"]
+        assert sorted(seen) == sorted((stage["observed"], stage["latent"]) for stage in shown)
 
 
 class TestGuidance:
     """eps_none + W (eps_observed - eps_none), eps_none from the latent frames alone."""
 
     def outputs(self, checkpoint, guidance, observed_value=0.5):
-        x = torch.randn(1, 6, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+        x = torch.randn(1, 6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
         observed = (torch.arange(6) < 2)[None]
         x_0 = torch.full_like(x, observed_value)
-        denoise = rollout._denoiser(checkpoint.model, x_0, torch.arange(6)[None], observed, guidance)
+        denoise = batch.denoiser(checkpoint.model, x_0, torch.arange(6)[None], observed, ~observed, guidance)
         with torch.inference_mode():
             return denoise(x, torch.tensor([500]))[:, 2:]
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fdm_cli.cli import options
+from fdm_cli.cli.clip import ClipRequest
 from fdm_cli.cli.render import Output
 from fdm_cli.cli.sampling import Request, make_videos
 
@@ -15,7 +16,9 @@ from fdm_cli.cli.sampling import Request, make_videos
 def extend(
     clip: Annotated[Path, typer.Argument(metavar="INPUT", help="gif, mp4, webm, webp, apng, npy, npz, or a folder.")],
     checkpoint: options.Checkpoint = None,
-    scheme: options.Scheme = "autoregressive",
+    scheme: options.ExtendScheme = None,
+    use_last: options.UseLast = None,
+    until: options.Until = None,
     length: options.Length = None,
     window: options.Window = None,
     step: options.Step = None,
@@ -23,12 +26,16 @@ def extend(
     sampler: options.Sampler = "ddim",
     sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
-    max_batch: options.MaxBatch = 16,
+    max_batch: options.MaxBatch = None,
+    embedding: options.Embedding = "pixels",
     output: options.OutputFile = None,
     fps: options.Fps = None,
+    scale: options.Scale = 1,
+    grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
     memory_budget: options.MemoryBudget = None,
+    resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
     seed: options.Seed = None,
     device: options.Device = options.DeviceName.auto,
@@ -38,8 +45,10 @@ def extend(
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
     """Continue a clip: its own frames stay, the scheme says where new ones go. --length counts them all."""
+    scheme = scheme or ("autoregressive" if until is None else "bridge")
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
-        output, fps, sheet, force, dry_run, seed, device.value, threads, memory_budget,
+        output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
+        ClipRequest(clip, use_last, until),
     )  # fmt: skip
-    make_videos(request, clip, Output(json, quiet))
+    make_videos(request, Output(json, quiet))

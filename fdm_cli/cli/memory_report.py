@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fdm_cli.config import Config
     from fdm_cli.memory import SamplingMemory, TrainingMemory, TrainingStep
 
+MOST_WINDOWS = {"cpu": 16, "cuda": 64}  # in a network call; more gain nothing
 PATIENCE = 10.0  # seconds after which no further remedies are tried
 
 
@@ -78,16 +79,33 @@ def training_plan(
     return dataclasses.asdict(found), lines
 
 
-def check_sampling(
-    checkpoint: Checkpoint, batch: int, frames: int, budget: Budget | None, device: torch.device, output: Output
-) -> None:
-    """Refuses a network call on `batch` windows of `frames` frames that does not fit.
+def sampling_batch(
+    checkpoint: Checkpoint,
+    asked: int | None,
+    widest: int,
+    frames: int,
+    budget: Budget | None,
+    device: torch.device,
+    output: Output,
+) -> int:
+    """How many windows of `frames` frames a network call may take: what was asked for, else the most that fits.
+
+    Args:
+        checkpoint: the model.
+        asked: `--max-batch`; None leaves it to the memory, up to MOST_WINDOWS.
+        widest: windows of the plan's widest wave, all samples together: no call is larger.
+        frames: of a window.
+        budget: None when the system does not say.
+        device: that computes.
+        output: for remarks.
 
     Raises:
-        BadInput: too large, with the largest --max-batch that fits.
+        BadInput: what was asked for does not fit, with the largest --max-batch that does; or not even one window fits.
     """
     from fdm_cli import memory
 
+    wanted = asked or MOST_WINDOWS.get(device.type, MOST_WINDOWS["cpu"])
+    batch = min(wanted, widest)
     try:
         call = memory.SamplingCall(checkpoint.config, frames)
         peak = call.peak(batch)
@@ -96,13 +114,18 @@ def check_sampling(
             output.warn("the system does not say how much memory is free; sampling starts without the memory check")
         elif not margin.fits(peak, budget.size):
             largest = call.largest(margin.room(budget.size))
+            if largest and not asked:
+                return largest
+            batch = batch if asked else 1
+            peak, windows = call.peak(batch), f"{batch} windows" if batch > 1 else "one window"
             raise BadInput(
-                f"a network call on {batch} windows of {frames} frames needs {gigabytes(peak + margin.on(peak))} of "
-                f"memory, there are {gigabytes(budget.size)} ({budget.source})",
+                f"a network call on {windows} of {frames} frames needs {gigabytes(peak + margin.on(peak))} of memory, "
+                f"there are {gigabytes(budget.size)} ({budget.source})",
                 f"--max-batch {largest} fits" if largest else "not even one window fits; a shorter --window needs less",
             )
     except memory.NotCounted as error:
         output.warn(f"{error.message}; sampling starts without the memory check")
+    return wanted
 
 
 def sampling_plan(

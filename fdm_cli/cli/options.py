@@ -73,7 +73,7 @@ Step = Annotated[
     typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames a call; default: the scheme's share."),
 ]
 NumSamples = Annotated[
-    int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, side by side.")
+    int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, a numbered file each.")
 ]
 Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim or dpm-solver++.")]
 SamplingSteps = Annotated[
@@ -87,7 +87,10 @@ Guidance = Annotated[
     typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="Weight of observed frames; 1 is the plain model."),
 ]
 MaxBatch = Annotated[
-    int, typer.Option("--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call.")
+    int | None,
+    typer.Option(
+        "--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call; default: what fits."
+    ),
 ]
 OutputFile = Annotated[
     Path | None,
@@ -96,7 +99,31 @@ OutputFile = Annotated[
     ),
 ]
 Fps = Annotated[
-    float | None, typer.Option("--fps", metavar="N", min=0.01, max=1000.0, help="Frames a second of the video.")
+    float | None,
+    typer.Option(
+        "--fps", metavar="N", min=0.01, max=1000.0, help="Frames a second of the video; default: the clip's, or 10."
+    ),
+]
+Scale = Annotated[
+    int, typer.Option("--scale", metavar="N", min=1, max=64, help="Pixels a pixel becomes in each direction.")
+]
+Grid = Annotated[bool, typer.Option("--grid", help="All samples in one video, side by side.")]
+Embedding = Annotated[
+    str, typer.Option("--embedding", metavar="NAME", help="How adaptive schemes compare frames: pixels or lpips.")
+]
+UseLast = Annotated[
+    int | None,
+    typer.Option("--use-last", metavar="N", min=1, max=MAX_FRAMES, help="Take only the clip's last N frames."),
+]
+Until = Annotated[
+    Path | None,
+    typer.Option("--until", metavar="FILE", help="Clip that the result ends with; the scheme is then bridge."),
+]
+ExtendScheme = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme", metavar="NAME|FILE", help="Sampling scheme; default: autoregressive, or bridge with --until."
+    ),
 ]
 Sheet = Annotated[bool, typer.Option("--sheet", help="Also a contact sheet, a PNG beside the video.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
@@ -104,4 +131,5 @@ MemoryBudget = Annotated[
     str | None,
     typer.Option("--memory-budget", metavar="SIZE", help="Memory to fit into, as 16GB; default: what is free."),
 ]
+ResumeSampling = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of the same options.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]

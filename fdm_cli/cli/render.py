@@ -16,8 +16,18 @@ PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no termin
 class Progress(Protocol):
     """A bar, or a line now and then."""
 
-    def update(self, done: int, remark: str = "") -> None:
-        """`done` units are finished by now; `remark` is shown beside."""
+    def update(self, done: int, remark: str = "", speed: str = "", part: tuple[int, int] = (0, 0)) -> None:
+        """`done` units are finished by now.
+
+        Args:
+            done: all of them, from the beginning.
+            remark: is shown beside.
+            speed: in other words than units a second.
+            part: finished steps, and all steps, of what is being done now; a level of its own.
+        """
+
+    def skip(self, done: int) -> None:
+        """`done` units were finished before: they say nothing about the speed."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +60,29 @@ class Output:
             print(json.dumps(data) if self.as_json else text, flush=True)
 
     @contextmanager
-    def progress(self, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
-        """Shows progress on stderr while the block runs: a bar on a terminal, else plain lines at a slow pace."""
+    def progress(self, total: int, unit: str, done: int = 0, steps: str = "") -> Iterator[Progress]:
+        """Shows progress on stderr while the block runs: a bar on a terminal, else plain lines at a slow pace.
+
+        Args:
+            total: all units.
+            unit: what they are called.
+            done: finished before.
+            steps: what the parts of a unit are called, if they are shown: a second bar.
+        """
         if self.quiet or self.mute:
             yield _Silence()
         elif sys.stderr.isatty():
-            with _bar(total, unit, done) as bar:
+            with _bar(total, unit, done, steps) as bar:
                 yield bar
         else:
             yield _Lines(total, unit, done)
 
 
 class _Silence:
-    def update(self, done: int, remark: str = "") -> None:
+    def update(self, done: int, remark: str = "", speed: str = "", part: tuple[int, int] = (0, 0)) -> None:
+        pass
+
+    def skip(self, done: int) -> None:
         pass
 
 
@@ -71,19 +91,23 @@ class _Lines:
         self._total, self._unit, self._start = total, unit, done
         self._began = self._shown = time.monotonic()
 
-    def update(self, done: int, remark: str = "") -> None:
+    def skip(self, done: int) -> None:
+        self._start, self._began = done, time.monotonic()
+
+    def update(self, done: int, remark: str = "", speed: str = "", part: tuple[int, int] = (0, 0)) -> None:
         now = time.monotonic()
         if now - self._shown < PLAIN_INTERVAL:
             return
         self._shown = now
-        speed = (done - self._start) / (now - self._began)
-        left = (self._total - done) / speed if speed else float("inf")
-        words = [f"{done}/{self._total} {self._unit}", remark, f"{speed:.3g} {self._unit}/s", f"{duration(left)} left"]
-        print("  ".join(word for word in words if word), file=sys.stderr, flush=True)
+        rate = (done - self._start) / (now - self._began)
+        left = (self._total - done) / rate if rate else float("inf")
+        steps = f"step {part[0]}/{part[1]}" if part[1] else ""
+        words = [f"{done}/{self._total} {self._unit}", remark, steps, speed or f"{rate:.3g} {self._unit}/s"]
+        print("  ".join([*filter(None, words), f"{duration(left)} left"]), file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _bar(total: int, unit: str, done: int) -> Iterator[Progress]:
+def _bar(total: int, unit: str, done: int, steps: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -92,19 +116,26 @@ def _bar(total: int, unit: str, done: int) -> Iterator[Progress]:
         BarColumn(),
         TaskProgressColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[remark]}", markup=False),
         TimeRemainingColumn(),
     )
     # stdout carries results only: rich must not catch it.
     with RichProgress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
-        task = progress.add_task("", total=total, completed=done, remark="")
-        began = time.monotonic()
+        task = progress.add_task(unit, total=total, completed=done, remark="")
+        inner = progress.add_task(steps, total=None, remark="", visible=bool(steps))
 
         class Bar:
-            def update(self, now_done: int, remark: str = "") -> None:
-                speed = (now_done - done) / max(time.monotonic() - began, 1e-9)
-                progress.update(task, completed=now_done, remark=f"{remark}  {speed:.3g} {unit}/s")
+            start, began = done, time.monotonic()
+
+            def skip(self, done: int) -> None:
+                self.start, self.began = done, time.monotonic()
+                progress.reset(task, completed=done)
+
+            def update(self, done: int, remark: str = "", speed: str = "", part: tuple[int, int] = (0, 0)) -> None:
+                rate = (done - self.start) / max(time.monotonic() - self.began, 1e-9)
+                progress.update(task, completed=done, remark=f"{remark}  {speed or f'{rate:.3g} {unit}/s'}")
+                progress.update(inner, completed=part[0], total=part[1] or None)
 
         yield Bar()
 

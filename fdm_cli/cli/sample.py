@@ -17,12 +17,16 @@ def sample(
     sampler: options.Sampler = "ddim",
     sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
-    max_batch: options.MaxBatch = 16,
+    max_batch: options.MaxBatch = None,
+    embedding: options.Embedding = "pixels",
     output: options.OutputFile = None,
     fps: options.Fps = None,
+    scale: options.Scale = 1,
+    grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
     memory_budget: options.MemoryBudget = None,
+    resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
     seed: options.Seed = None,
     device: options.Device = options.DeviceName.auto,
@@ -34,6 +38,6 @@ def sample(
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
-        output, fps, sheet, force, dry_run, seed, device.value, threads, memory_budget,
+        output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
     )  # fmt: skip
-    make_videos(request, None, Output(json, quiet))
+    make_videos(request, Output(json, quiet))

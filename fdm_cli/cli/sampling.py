@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdm_cli import __version__, scheme
-from fdm_cli import given as givens
 from fdm_cli.cli import memory_report
+from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
+from fdm_cli.cli.outputs import Outputs, beside, write_report
 from fdm_cli.cli.render import Output, duration
-from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.errors import BadInput, Interrupted
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from fdm_cli.checkpoint import Checkpoint
-    from fdm_cli.plan import Plan
-    from fdm_cli.rollout import Sampling
-    from fdm_cli.scheme import Scheme
+    from fdm_cli.films import Films
+    from fdm_cli.plan import Plan, Stage
+    from fdm_cli.rollout import Update
 
 
 @dataclass(frozen=True)
@@ -40,59 +36,72 @@ class Request:
     sampler: str
     sampling_steps: int | None
     guidance: float
-    max_batch: int
+    max_batch: int | None
     output: Path | None
     fps: float | None
+    scale: int
+    grid: bool
     sheet: bool
     force: bool
+    resume: bool
     dry_run: bool
     seed: int | None
     device: str
     threads: int | None
     memory_budget: str | None
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The user's own frames at the model's size: (G, C, H, W) float32, and their rate."""
-
-    frames: Tensor
-    fps: float
+    embedding: str
+    clip: ClipRequest | None = None
 
 
 DEFAULT_FPS = 10.0
 
+# What decides the frames, of what the report says: a run is resumed only where all of it is the same.
+_DECISIVE = (
+    "checkpoint_sha256", "scheme", "frames", "window", "step", "given", "input_sha256", "num_samples", "seed",
+    "sampler", "sampling_steps", "guidance", "embedding", "max_batch", "processes", "device", "fdm", "torch",
+    "plan_sha256",
+)  # fmt: skip
 
-def make_videos(request: Request, clip_path: Path | None, output: Output) -> None:
+
+def make_videos(request: Request, output: Output) -> None:
     """Plans, samples, writes, reports. Whatever can be refused is refused before any work is done."""
+    with contextlib.ExitStack() as stack:
+        _make_videos(request, output, stack)
+
+
+def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> None:
     plan_scheme = scheme.load(request.scheme)
-    if plan_scheme.adaptive:
-        raise BadInput(
-            f"{plan_scheme.name} chooses frames by their looks, which only inspect-scheme can show so far",
-            "--scheme autoregressive or hierarchy-2",
-        )
     if request.checkpoint is None:
         raise BadInput(
             "no model: --checkpoint FILE is needed", "fdm train --preset micro makes a small one in a few minutes"
         )
+    import torch
+
+    from fdm_cli import batch, diversity, rollout, samplers
     from fdm_cli import plan as planning
-    from fdm_cli import rollout, samplers
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
+    from fdm_cli.distributed import joined
 
     step = samplers.make(request.sampler)
-    paths = _output_paths(request, plan_scheme.name, clip_path)
-    checkpoint = load_checkpoint(request.checkpoint, choose_device(request.device, request.threads))
-    clip = _read_clip(clip_path, checkpoint, output) if clip_path else None
-    length = request.length
-    if clip is not None:
-        length = length or max(plan_scheme.length, 2 * len(clip.frames))
+    diversity.check_embedding(request.embedding)
+    ranks = stack.enter_context(joined())
+    if ranks.rank:
+        output = Output(mute=True)
+    files = ranks.share(lambda: _outputs(request, plan_scheme.name))
+    earlier = files.earlier or {}
+    clips = open_clips(request.clip, plan_scheme)
+    device = ranks.device(choose_device(request.device, request.threads))
+    checkpoint = load_checkpoint(request.checkpoint, device)
+    given = stack.enter_context(
+        given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
+    )
     plan = planning.make(
         plan_scheme,
-        length=length,
+        length=given.length,
         window=request.window or checkpoint.config.model.window,
         step=request.step,
-        given=_place(plan_scheme, clip, length or plan_scheme.length),
+        given=given.spans,
     )
     clip_length = checkpoint.config.data.clip_length
     if plan.reach >= clip_length:
@@ -104,120 +113,110 @@ def make_videos(request: Request, clip_path: Path | None, output: Output) -> Non
         checkpoint.process.timesteps,
         request.sampling_steps or min(samplers.DEFAULT_STEPS[request.sampler], checkpoint.process.timesteps),
     )
-    sampling = rollout.Sampling(step, timesteps, request.guidance)
-    positions = [frame for start, stop in plan.given for frame in range(start, stop)]
-    given = dict(zip(positions, clip.frames, strict=True)) if clip else {}
-    calls = rollout.count_calls(plan, request.num_samples, request.max_batch) * len(timesteps)
-    device = next(checkpoint.model.parameters()).device
+    sampling = batch.Sampling(step, timesteps, request.guidance)
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
-    # The widest wave, cut into batches; every window as long as the plan allows.
-    largest_call = min(max(len(wave) for wave in plan.by_wave()) * request.num_samples, request.max_batch)
-    memory_report.check_sampling(checkpoint, largest_call, plan.window, budget, device, output)
+    # The widest wave; every window as long as the plan allows.
+    widest = max(len(wave) for wave in plan.by_wave()) * request.num_samples
+    asked = request.max_batch or earlier.get("max_batch")
+    max_batch = memory_report.sampling_batch(checkpoint, asked, widest, plan.window, budget, device, output)
+    calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks) * len(timesteps)
     if request.dry_run:
-        memory = memory_report.sampling_plan(checkpoint, largest_call, plan.window, budget, device)
-        seconds = calls * rollout.seconds_per_call(
-            checkpoint, plan, request.num_samples, request.max_batch, request.guidance
-        )
+        memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan.window, budget, device)
+        seconds = calls * batch.seconds_per_call(checkpoint, plan, request.num_samples, max_batch, request.guidance)
         _show_plan(plan, clip_length, len(timesteps), calls, seconds, memory, request, output)
         return
-    seed = secrets.randbits(31) if request.seed is None else request.seed
-    fps = request.fps or (clip.fps if clip else DEFAULT_FPS)
-    output.note(
-        f"{plan.length} frames with {plan.scheme}: {plan.calls} windows in {plan.waves} waves, {calls} network calls "
-        f"({request.sampler}, {len(timesteps)} steps), seed {seed}"
-    )
-    report = {
+    choose = None
+    if plan_scheme.adaptive:
+        embedding = diversity.make_embedding(request.embedding, device)
+        choose = diversity.Diversity(plan, embedding, request.num_samples).choose
+    seed = request.seed if request.seed is not None else earlier.get("seed")
+    seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
+    fps = request.fps or given.fps or DEFAULT_FPS
+    report: dict[str, Any] = {
         "frames": plan.length,
-        "width": checkpoint.config.model.image_size,
-        "height": checkpoint.config.model.image_size,
-        "fps": fps,  # the format's own rate comes in its place: a GIF counts in hundredths of a second
+        "width": 0,  # these three are known when the files are written
+        "height": 0,
+        "fps": fps,
         "seed": seed,
         "scheme": plan.scheme,
         "window": plan.window,
         "step": plan.step,
         "given": [list(span) for span in plan.given],
+        **given.facts,
+        "num_samples": request.num_samples,
+        "scale": request.scale,
+        "grid": request.grid,
         "sampler": request.sampler,
         "sampling_steps": len(timesteps),
         "guidance": request.guidance,
+        "embedding": request.embedding if choose else None,
         "network_calls": calls,
-        "max_batch": request.max_batch,
+        "max_batch": max_batch,
         "checkpoint": str(request.checkpoint),
         "checkpoint_sha256": checkpoint.sha256,
+        "plan_sha256": rollout.digest(plan),
         "fdm": __version__,
+        "torch": torch.__version__,
+        "device": device.type,
+        "processes": ranks.size,
     }
+    if request.resume and files.earlier is None:
+        output.note("no run was interrupted here: starting one")
     began = time.monotonic()
-    report["fps"] = _write(checkpoint, plan, sampling, given, seed, calls, fps, paths, request, output)
+    if ranks.rank == 0:
+        facts = {name: report[name] for name in _DECISIVE if name in report}
+        stack.enter_context(files.work.opened(facts, resume=request.resume))
+        if files.force:
+            files.work.let_replace()
+    output.note(
+        f"{plan.length} frames with {plan.scheme}: {plan.calls} windows in {plan.waves} waves, {calls} network calls "
+        f"({request.sampler}, {len(timesteps)} steps), seed {seed}"
+    )
+    updates = stack.enter_context(
+        contextlib.closing(
+            rollout.run(
+                checkpoint,
+                plan,
+                sampling,
+                seed=seed,
+                samples=request.num_samples,
+                given=given.frames(plan),
+                max_batch=max_batch,
+                choose=choose,
+                work=None if ranks.rank else files.work,
+                ranks=ranks,
+            )
+        )
+    )
+    if ranks.rank:
+        for _ in updates:
+            pass
+        return
+    side = checkpoint.config.model.image_size
+    films, chosen = _write(updates, plan, side, calls, len(timesteps), fps, files, request, output)
+    (report["height"], report["width"]), report["fps"] = films.size, films.fps
     seconds = time.monotonic() - began
     report["seconds"] = round(seconds, 3)
-    reports = [{"output": str(path), **report} for path in paths]
-    for path, own in zip(paths, reports, strict=True):
-        _write_text(_beside(path, ".json"), json.dumps(own, indent=2) + "\n")
+    reports = [{"output": str(path), **report} for path in files.paths]
+    if request.grid and choose:
+        reports[0]["chosen"] = chosen  # `stages` are the first sample's
+    for sample, own in enumerate(reports):
+        write_report(beside(files.paths[sample], ".json"), own, _executed(plan, chosen[sample]))
     output.note(f"done in {duration(seconds)}")
-    result = dict(reports[0], outputs=[str(path) for path in paths])
-    output.result(result, "\n".join(map(str, paths)))
+    result = dict(reports[0], outputs=[str(path) for path in files.paths])
+    output.result(result, "\n".join(map(str, files.paths)))
 
 
-def _output_paths(request: Request, scheme_name: str, clip: Path | None) -> list[Path]:
-    """One file per sample, checked: nothing that exists is overwritten without --force."""
-    from fdm_cli.video_writer import check_output
-
-    if request.output is None:
-        stem = f"{clip.stem}-extended" if clip else f"sample-{scheme_name}"
-        number = 1
-        while any(path.exists() for path in _numbered(Path(f"{stem}-{number}.gif"), request.num_samples)):
-            number += 1
-        first = Path(f"{stem}-{number}.gif")
-    else:
-        first = request.output
-    paths = _numbered(first, request.num_samples)
-    for path in paths:
-        check_output(path, force=request.force)
-        extras = [_beside(path, ".json")] + ([_beside(path, ".sheet.png")] if request.sheet else [])
-        for extra in extras:
-            if extra.exists() and not request.force:
-                raise BadInput(f"{extra} exists", "--force overwrites it; --output names another file")
-    return paths
+def _outputs(request: Request, scheme_name: str) -> Outputs:
+    stem = f"{request.clip.path.stem}-extended" if request.clip else f"sample-{scheme_name}"
+    count = 1 if request.grid else request.num_samples
+    return Outputs.of(request.output, stem, count, sheet=request.sheet, force=request.force, resume=request.resume)
 
 
-def _numbered(path: Path, count: int) -> list[Path]:
-    """The name itself for one sample, else name-1, name-2, ..."""
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _read_clip(path: Path, checkpoint: Checkpoint, output: Output) -> Clip:
-    import numpy as np
-
-    from fdm_cli import video
-
-    model = checkpoint.config.model
-    clip = video.read(path)
-    output.note(video.describe_fit(clip.info, model.image_size, model.image_channels))
-    frames = [video.fit(frame, model.image_size, model.image_channels) for frame in clip]
-    return Clip(video.to_model(np.stack(frames)), clip.info.fps)
-
-
-def _place(plan_scheme: Scheme, clip: Clip | None, length: int) -> tuple[tuple[int, int], ...]:
-    """Where the clip's frames stand."""
-    if clip is None:
-        if plan_scheme.start is None:
-            raise BadInput(f"{plan_scheme.name} needs given frames", f"fdm extend CLIP --scheme {plan_scheme.name}")
-        return ()
-    count = len(clip.frames)
-    if plan_scheme.given == "ends":
-        raise BadInput(
-            f"{plan_scheme.name} leads from a first clip to a last one", "take another --scheme for one clip"
-        )
-    if count >= length:
-        raise BadInput(
-            f"the clip has {count} frames, the whole video is to have {length}", f"--length {count + 1} or more"
-        )
-    return givens.place(plan_scheme, count, length)
+def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]:
+    """The stages as they were run: with the observed frames that were chosen at run time."""
+    for number, stage in enumerate(plan.stages):
+        yield replace(stage, observed=chosen[number]) if number in chosen else stage
 
 
 def _show_plan(
@@ -257,66 +256,77 @@ def _show_plan(
 
 
 def _write(
-    checkpoint: Checkpoint,
+    updates: Iterator[Update],
     plan: Plan,
-    sampling: Sampling,
-    given: dict[int, Tensor],
-    seed: int,
+    side: int,
     calls: int,
+    steps: int,
     fps: float,
-    paths: list[Path],
+    files: Outputs,
     request: Request,
     output: Output,
-) -> float:
-    """Samples and writes frame by frame; nothing is left behind when it does not end well.
+) -> tuple[Films, Sequence[dict[int, tuple[int, ...]]]]:
+    """Writes frames while they are made; no half-written video is left behind when it does not end well.
 
     Returns:
-        The real rate of what was written, in frames per second.
+        what was written; and for each sample, by stage, the observed frames that were chosen at run time.
+
+    Raises:
+        Interrupted: by a signal; the next one stops at once.
     """
-    import torch
+    from fdm_cli import video
+    from fdm_cli.films import Films
+    from fdm_cli.run_folder import StopSignals
 
-    from fdm_cli import picture, rollout, video
-    from fdm_cli.video_writer import open_writer
-
-    shown = set(picture.spread(plan.length)) if request.sheet else set()
-    sheets: list[list[tuple[int, NDArray[np.uint8]]]] = [[] for _ in paths]
-    with contextlib.ExitStack() as stack:
-        writers = [
-            stack.enter_context(open_writer(path, fps, frames=plan.length, force=request.force)) for path in paths
-        ]
-        progress = stack.enter_context(output.progress(calls, "network calls"))
-        written = 0
-        for update in rollout.run(
-            checkpoint,
-            plan,
-            sampling,
-            seed=seed,
-            samples=len(paths),
-            given=given,
-            max_batch=request.max_batch,
-        ):
-            progress.update(update.network_calls, f"window {update.windows} of {plan.calls * len(paths)}")
+    films = Films(
+        files.paths,
+        fps,
+        shape=(plan.length, side, side),
+        samples=request.num_samples,
+        grid=request.grid,
+        scale=request.scale,
+        sheets=files.sheets,
+        force=True,  # whether it may was asked before, and what exists now can be this run's own
+        folder=files.work.path,
+    )
+    windows = plan.calls * request.num_samples
+    chosen: list[dict[int, tuple[int, ...]]] = [{} for _ in range(request.num_samples)]
+    made = 0
+    with StopSignals() as stop, films, output.progress(calls, "network calls", steps="steps") as progress:
+        began = time.monotonic()
+        for update in updates:
+            for job in update.executed:
+                made += len(job.stage.latent)
+                if job.stage.choice is not None:
+                    chosen[job.sample][job.number] = job.observed
+            if update.replayed:
+                made, began = 0, time.monotonic()
+                progress.skip(update.network_calls)
+            pace = made / max(time.monotonic() - began, 1e-9)
+            progress.update(
+                update.network_calls,
+                f"window {update.windows} of {windows}",
+                f"{pace:.3g} frames/s",
+                (update.steps, steps),
+            )
             for frame in update.frames:
-                for sample, (writer, pixels) in enumerate(zip(writers, video.to_uint8(frame), strict=True)):
-                    writer.write(pixels)
-                    if written in shown:
-                        sheets[sample].append((written, pixels))
-                written += 1
-            if not torch.isfinite(torch.cat([frame.flatten() for frame in update.frames] or [torch.zeros(1)])).all():
-                raise RunFailed("the model made frames that are not numbers", "is it trained?")
-    for remark in writers[0].remarks:
+                films.write(video.to_uint8(frame))
+            if stop.received is not None:
+                raise _interrupted(stop.received, update.windows, windows, files)
+        files.work.let_replace()
+    for remark in films.remarks:
         output.note(remark)
-    for path, sheet in zip(paths, sheets, strict=True):
-        if sheet:
-            frames = [pixels for _, pixels in sheet]
-            labels = [str(number) for number, _ in sheet]
-            drawn = picture.contact_sheet(frames, labels=labels)
-            picture.write_png(_beside(path, ".sheet.png"), drawn, force=request.force)
-    return writers[0].fps
+    if abs(films.fps / fps - 1) > 0.005:
+        ticks = f"{files.paths[0].suffix} counts in whole ticks"
+        output.note(f"{fps:.4g} frames per second became {films.fps:.4g}: {ticks}")
+    return films, chosen
 
 
-def _write_text(path: Path, text: str) -> None:
-    from fdm_cli.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _interrupted(signal: int, done: int, windows: int, files: Outputs) -> Interrupted:
+    if done == 0:
+        return Interrupted(signal, "interrupted before the first window was finished")
+    return Interrupted(
+        signal,
+        f"interrupted; {done} of {windows} windows are kept in {files.work.path}",
+        "the same command with --resume goes on",
+    )

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fdm_cli import video
 from fdm_cli.config import MovingMnistConfig
+from fdm_cli.diversity import PixelEmbedding, farthest
 from fdm_cli.moving_mnist import MovingMnist, built_in_digits
 from fdm_cli.randomness import generator
+from tests.cli.test_clip import camera_clip
 from tests.conftest import fdm
 
 pytestmark = pytest.mark.slow
@@ -88,8 +91,74 @@ def test_a_clip_that_is_none(micro_checkpoint, tmp_path, name, content, says):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def extend(micro_checkpoint, folder, *arguments):
+    """The result as JSON, the frames, and what was said."""
+    done = fdm(
+        "extend", *arguments, "--checkpoint", micro_checkpoint, *FAST, "-o", "out.npz", "--json", "--force", cwd=folder
+    )
+    with np.load(folder / "out.npz") as arrays:
+        return json.loads(done.stdout), arrays["frames"], done.stderr
+
+
+def test_a_bridge_between_two_clips(micro_checkpoint, clip, tmp_path):
+    np.savez(tmp_path / "other.npz", frames=255 - clip, fps=5.0)
+    result, made, _ = extend(
+        micro_checkpoint, tmp_path, "clip.gif", "--use-last", 3, "--until", "other.npz", "--length", 40
+    )
+    assert (result["scheme"], result["given"], result["fps"]) == ("bridge", [[0, 3], [28, 40]], 12.5)
+    assert np.array_equal(made[:3], clip[-3:])
+    assert np.array_equal(made[28:], 255 - clip)
+
+
+def test_a_camera_clip_with_sound(micro_checkpoint, tmp_path):
+    camera_clip(tmp_path / "camera.mp4", 322, 178, 9, sound=True)
+    result, made, said = extend(micro_checkpoint, tmp_path, "camera.mp4", "--use-last", 5, "--length", 10)
+    assert said.startswith(
+        "camera.mp4: 322x178 colour 29.97 fps -> centre crop, 16x16 grey; sound dropped; its last 5 frames\n"
+    )
+    assert result["fps"] == pytest.approx(30000 / 1001)
+    assert np.array_equal(
+        made[:5], np.stack([video.fit(frame, 16, 1) for frame in video.read(tmp_path / "camera.mp4")])[-5:]
+    )
+
+
+def test_an_adaptive_scheme_says_what_it_looked_at(micro_checkpoint, clip, tmp_path):
+    result, _, _ = extend(
+        micro_checkpoint, tmp_path, "clip.gif", "--scheme", "adaptive-autoregressive", "--length", 28,
+    )  # fmt: skip
+    (report,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert report["embedding"] == result["embedding"] == "pixels"
+    for stage in report["stages"]:
+        assert len(stage["observed"]) == 8
+        assert stage["latent"][0] - 1 in stage["observed"]
+    points = [PixelEmbedding()(frame) for frame in video.to_model(clip)]
+    first = farthest(np.stack(points), [11], 7)
+    assert report["stages"][0]["observed"] == sorted([11, *first])
+
+
+def test_several_futures_in_one_grid(micro_checkpoint, clip, tmp_path):
+    result, made, _ = extend(
+        micro_checkpoint, tmp_path, "clip.gif", "--num-samples", 3, "--grid", "--scale", 2, "--length", 20
+    )
+    assert result["outputs"] == ["out.npz"]
+    assert (result["height"], result["width"]) == made.shape[1:3] == (32, 3 * 34 - 2)
+    futures = [made[:, ::2, start : start + 32 : 2] for start in (0, 34, 68)]
+    for future in futures:
+        assert np.array_equal(future[:12], clip)
+    assert np.abs(futures[0][12:].astype(int) - futures[1][12:]).mean() > 1
+
+
 @pytest.mark.usefixtures("clip")
-def test_a_clip_as_long_as_the_result(micro_checkpoint, tmp_path):
-    done = fdm("extend", "clip.gif", "--length", 12, "--checkpoint", micro_checkpoint, cwd=tmp_path, check=2)
-    assert "the clip has 12 frames" in done.stderr
-    assert "--length 13" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--use-last", 0), "--use-last"),
+        (("--until", "clip.gif", "--length", 24), "the clip has 24 frames"),
+        (("--scale", 64, "--grid", "--num-samples", 10_000, "-o", "x.mp4"), "too large for .mp4"),
+    ],
+)
+def test_bad_usage(micro_checkpoint, tmp_path, arguments, says):
+    done = fdm("extend", "clip.gif", *arguments, "--checkpoint", micro_checkpoint, *FAST, cwd=tmp_path, check=2)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.gif"]

@@ -34,7 +34,10 @@ def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
             gif.seek(index)
             durations.append(gif.info["duration"])
     assert sum(durations) == 160 * 100
-    assert json.loads((tmp_path / "out.gif.json").read_text()).items() <= result.items()
+    report = json.loads((tmp_path / "out.gif.json").read_text())
+    stages = report.pop("stages")
+    assert report.items() <= result.items()
+    assert sum(len(stage["latent"]) for stage in stages) == 160
     with Image.open(tmp_path / "out.gif.sheet.png") as sheet:
         assert sheet.width > 100
     assert len(list(tmp_path.iterdir())) == 3
@@ -114,7 +117,7 @@ def test_without_a_checkpoint_it_says_how_to_train_one(tmp_path):
         (("-o", "exists.gif"), "exists"),
         (("-o", "fresh.gif"), "fresh.gif.json exists"),
         (("--num-samples", "0"), "--num-samples"),
-        (("--scheme", "adaptive-hierarchy-2"), "adaptive-hierarchy-2 chooses frames by their looks"),
+        (("--scheme", "adaptive-hierarchy-2", "--embedding", "pixel"), "unknown embedding 'pixel'"),
         (("--scheme", "prepend"), "prepend needs given frames"),
     ],
 )

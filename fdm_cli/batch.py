@@ -1,0 +1,154 @@
+"""One batch of windows: from observed frames and random numbers to latent frames.
+
+A **job** is one stage of a plan for one sample. Every job has its own random numbers, derived from (seed, sample,
+stage), so it does not matter which others share its batch. In a window the observed frames come first, then the
+latent ones, then padding up to the longest window of the batch. Padding attends only to padding and is left out of the
+statistics of the normalisations: a window gives the same alone and beside longer ones, up to rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fdm_cli import samplers
+from fdm_cli.checkpoint import Checkpoint
+from fdm_cli.frame_store import FrameStore
+from fdm_cli.plan import Plan, Stage
+from fdm_cli.randomness import generator
+from fdm_cli.unet import UNet, Window
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one window is sampled.
+
+    Attributes:
+        step: the rule of the reverse process.
+        timesteps: descending; one network call each.
+        guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
+    """
+
+    step: samplers.Step
+    timesteps: Sequence[int]
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A stage of the plan for one sample.
+
+    Attributes:
+        number: of the stage.
+        sample: 0 .. S - 1.
+        stage: what the plan says of it.
+        observed: the frames that it looks at, sorted; of a run-time choice, () until it is made.
+    """
+
+    number: int
+    sample: int
+    stage: Stage
+    observed: tuple[int, ...]
+
+    @property
+    def places(self) -> slice:
+        """Where its latent frames stand in the window: after the observed ones."""
+        return slice(len(self.observed), len(self.observed) + len(self.stage.latent))
+
+
+def latent_frames(batch: Sequence[Job], x: Tensor | None) -> list[tuple[Job, Tensor]]:
+    """The latent frames of (B, K, C, H, W), on the CPU; nothing of nothing."""
+    return [] if x is None else [(job, row[job.places].clone()) for job, row in zip(batch, x.cpu(), strict=True)]
+
+
+@torch.inference_mode()
+def sample_batch(
+    checkpoint: Checkpoint, plan: Plan, batch: Sequence[Job], sampling: Sampling, store: FrameStore, seed: int
+) -> Iterator[Tensor]:
+    """Runs the sampler; yields x (B, K, C, H, W) after every step. Nothing where there are no jobs."""
+    if not batch:
+        return
+    model = checkpoint.model
+    config = checkpoint.config.model
+    device = next(model.parameters()).device
+    shape = (config.image_channels, config.image_size, config.image_size)
+    generators = [generator(seed, "stage", job.sample, job.number) for job in batch]
+    size = max(job.places.stop for job in batch)
+
+    def noise() -> Tensor:
+        """On the latent frames; observed ones enter clean, whatever is put there."""
+        drawn = torch.zeros(len(batch), size, *shape)
+        for row, job, own in zip(drawn, batch, generators, strict=True):
+            row[job.places] = torch.randn(len(job.stage.latent), *shape, generator=own)
+        return drawn.to(device)
+
+    x_0 = torch.zeros(len(batch), size, *shape)
+    indices = torch.zeros(len(batch), size, dtype=torch.int64)
+    observed, latent = (torch.zeros(len(batch), size, dtype=torch.bool) for _ in range(2))
+    for row, job in enumerate(batch):
+        for column, index in enumerate(job.observed):
+            x_0[row, column] = store.get(index, job.sample)
+        positions = torch.tensor([*plan.positions(job.stage, job.observed), *job.stage.latent])
+        indices[row, : len(positions)] = positions
+        indices[row, len(positions) :] = positions[-1]
+        observed[row, : job.places.start] = True
+        latent[row, job.places] = True
+    x_0, indices, observed, latent = (tensor.to(device) for tensor in (x_0, indices, observed, latent))
+
+    denoise = denoiser(model, x_0, indices, observed, latent, sampling.guidance)
+    yield from samplers.sample(denoise, checkpoint.process, noise(), sampling.timesteps, sampling.step, noise)
+
+
+def denoiser(
+    model: UNet, x_0: Tensor, frame_indices: Tensor, observed_mask: Tensor, latent_mask: Tensor, guidance: float
+) -> samplers.Denoise:
+    """The network with a window's frames bound: (x_t, timestep) -> its output; what never changes is made once.
+
+    Guidance extrapolates from what the network says of the latent frames alone. The observed ones are left out of
+    that second call, so it is cheaper than the first. A sum of outputs whose weights add up to 1 means the same
+    whether the network predicts eps, v or x_0. All windows have one shape then; else shorter ones end in padding.
+    """
+    conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": latent_mask}
+    window = Window.of(frame_indices, observed_mask, latent_mask, ignore_padding=True)
+
+    def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
+        return model(x_t, timestep, x_0=x_0, **conditions, window=window)
+
+    observed = int(observed_mask[0].sum())
+    if guidance == 1 or observed == 0:
+        return denoise
+    alone = {key: value[:, observed:] for key, value in conditions.items()}
+    window_alone = Window.of(*alone.values())
+
+    def guided(x_t: Tensor, timestep: Tensor) -> Tensor:
+        output = denoise(x_t, timestep)
+        none = model(x_t[:, observed:], timestep, x_0=x_0[:, observed:], **alone, window=window_alone)
+        output[:, observed:] = none + guidance * (output[:, observed:] - none)
+        return output
+
+    return guided
+
+
+def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int, guidance: float) -> float:
+    """How long a typical network call of this plan takes here, measured by making three."""
+    config = checkpoint.config.model
+    device = next(checkpoint.model.parameters()).device
+    widest = max(len(wave) for wave in plan.by_wave())
+    stage = plan.stages[plan.calls // 2]
+    shape = (min(widest * samples, max_batch), stage.observed_count + len(stage.latent))
+    x = torch.zeros(*shape, config.image_channels, config.image_size, config.image_size, device=device)
+    places = torch.arange(shape[1], device=device).expand(shape)
+    timestep = torch.zeros(shape[0], dtype=torch.int64, device=device)
+    observed = places < stage.observed_count
+    denoise = denoiser(checkpoint.model, x, places, observed, ~observed, guidance)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(3):
+            began = time.perf_counter()
+            denoise(x, timestep).sum().item()
+            seconds.append(time.perf_counter() - began)
+    return min(seconds)

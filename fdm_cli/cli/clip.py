@@ -1,0 +1,152 @@
+"""The clips that `fdm extend` takes: opened, read, fitted, and where they stand in the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fdm_cli import given as givens
+from fdm_cli.cli.render import Output
+from fdm_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fdm_cli.clip import Clip
+    from fdm_cli.config import ModelConfig
+    from fdm_cli.plan import Plan
+    from fdm_cli.scheme import Scheme
+    from fdm_cli.video_info import Frame, Video
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """What the user gives: a clip, how much of it, and for `bridge` where it shall lead to."""
+
+    path: Path
+    use_last: int | None = None
+    until: Path | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """The given frames of a video, or none.
+
+    Attributes:
+        length: N, the frames of the whole video; None leaves it to the scheme.
+        spans: where the given frames stand.
+        fps: of the clip; None when there is none.
+        facts: what the JSON beside the video says of them.
+    """
+
+    length: int | None
+    spans: tuple[tuple[int, int], ...] = ()
+    fps: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    clip: Clip | None = None
+
+    def frames(self, plan: Plan) -> Mapping[int, Tensor]:
+        """The given frames by their number in the plan made for `spans`."""
+        if self.clip is None:
+            return {}
+        return self.clip.placed([frame for start, stop in plan.given for frame in range(start, stop)])
+
+
+def open_clips(request: ClipRequest | None, scheme: Scheme) -> list[Video]:
+    """The user's clips, by their headers: whatever is wrong with them or the scheme's wishes is said here.
+
+    Raises:
+        BadInput: unreadable clips; a scheme that needs a clip, or two, or none.
+    """
+    if request is None:
+        if scheme.start is None:
+            raise BadInput(f"{scheme.name} needs given frames", f"fdm extend CLIP --scheme {scheme.name}")
+        return []
+    if scheme.given == "ends" and request.until is None:
+        raise BadInput(f"{scheme.name} leads from one clip to another", "--until FILE names the other")
+    if scheme.given != "ends" and request.until is not None:
+        raise BadInput(f"{scheme.name} has no place for --until: it leads nowhere", "--scheme bridge")
+    from fdm_cli import video
+
+    return [video.read(path) for path in (request.path, request.until) if path is not None]
+
+
+@contextmanager
+def given_frames(
+    request: ClipRequest | None,
+    videos: list[Video],
+    scheme: Scheme,
+    length: int | None,
+    model: ModelConfig,
+    output: Output,
+) -> Iterator[Given]:
+    """Reads the clips and fits them to the model; says in a line each what was done to them.
+
+    Args:
+        request: None yields no given frames.
+        videos: from `open_clips`.
+        scheme: says where the frames stand.
+        length: N as it was asked for, or None.
+        model: the size and the channels.
+        output: for remarks.
+
+    Raises:
+        BadInput: a clip breaks somewhere, or leaves nothing to make.
+    """
+    if request is None:
+        yield Given(length)
+        return
+    from fdm_cli.clip import Clip
+    from fdm_cli.video import describe_fit
+    from fdm_cli.video_info import DEFAULT_FPS
+
+    with Clip(model.image_size, model.image_channels) as clip:
+        counts = []
+        for video, last in zip(videos, (request.use_last, None), strict=False):
+            only = f"; its last {last} frames" if last and (video.info.frames or last) > last else ""
+            output.note(describe_fit(video.info, model.image_size, model.image_channels) + only)
+            _refuse_too_many(video, last, len(clip), length)
+            counts.append(clip.add(_shown(video, output), last=last, most=length and length - 1))
+        count, until = (*counts, 0)[:2]
+        whole = length or givens.default_length(scheme, count, until)
+        facts = {
+            "input": str(request.path),
+            "input_frames": count,
+            "use_last": request.use_last,
+            "until": str(request.until) if request.until else None,
+            "until_frames": until,
+            "input_sha256": clip.sha256(),
+        }
+        if scheme.given == "spread" and count > 1 and (whole - 1) % (count - 1):
+            apart = (whole - 1) // (count - 1)
+            output.note(
+                f"the clip's frames stand {apart} or {apart + 1} frames apart, so motion may be uneven: "
+                f"--length {apart * (count - 1) + 1} or {(apart + 1) * (count - 1) + 1} spaces them equally"
+            )
+        fps = videos[0].info.fps if count > 1 else DEFAULT_FPS  # how long a still lasts is no rate
+        yield Given(whole, givens.place(scheme, count, whole, until), fps, facts, clip)
+
+
+def _shown(video: Video, output: Output) -> Iterator[Frame]:
+    """The frames of a video, with progress where its header says how many there are."""
+    total = video.info.frames
+    if total is None:
+        yield from video
+        return
+    with output.progress(total, "frames read") as progress:
+        for number, frame in enumerate(video, 1):
+            yield frame
+            progress.update(min(number, total))
+
+
+def _refuse_too_many(video: Video, last: int | None, before: int, length: int | None) -> None:
+    """Where the header says how many frames there are, the file need not be read to see that they are too many."""
+    count = min(video.info.frames or 0, last or video.info.frames or 0) + before
+    if length is not None and count >= length:
+        raise BadInput(
+            f"the clip has {count} frames, the whole video is to have {length}",
+            f"--length {count + 1} or more, or --use-last",
+        )

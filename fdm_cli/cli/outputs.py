@@ -1,0 +1,116 @@
+"""Where the files of `fdm sample` and `fdm extend` go: names, checks, the report beside a video, interrupted runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fdm_cli.errors import BadInput
+
+if TYPE_CHECKING:
+    from fdm_cli.plan import Stage
+    from fdm_cli.work_folder import WorkFolder
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run.
+
+    Attributes:
+        paths: the videos, one a sample or one for all.
+        sheets: a contact sheet for each of them, or none.
+        work: what is kept until they are complete, or until the run goes on.
+        earlier: what the run was that this one goes on with; None when it starts afresh.
+        force: what exists may be replaced.
+    """
+
+    paths: list[Path]
+    sheets: list[Path]
+    work: WorkFolder
+    earlier: dict[str, Any] | None
+    force: bool
+
+    @staticmethod
+    def of(output: Path | None, stem: str, count: int, *, sheet: bool, force: bool, resume: bool) -> Outputs:
+        """The files, checked.
+
+        Args:
+            output: the name that the user gave; None chooses one.
+            stem: what a chosen name begins with.
+            count: how many videos.
+            sheet: with contact sheets.
+            force: replace what exists, and start over if a run was interrupted; with `resume`, only the former.
+            resume: go on with an interrupted run; without one, start.
+
+        Raises:
+            BadInput: something exists and may not be replaced; there is an interrupted run that is neither to be
+                resumed nor to be forgotten, or more than one to choose from.
+        """
+        from fdm_cli.video_writer import check_output
+        from fdm_cli.work_folder import WorkFolder
+
+        first = output or (_interrupted(stem) if resume else None) or _unused(stem, count)
+        work = WorkFolder(first)
+        earlier = work.facts() if resume or not force else None
+        if earlier is not None and not resume:
+            raise BadInput(
+                f"{first}: an interrupted run is kept in {work.path}", "--resume goes on with it, --force starts over"
+            )
+        force = force or (resume and work.may_replace)
+        paths = _numbered(first, count)
+        sheets = [beside(path, ".sheet.png") for path in paths] if sheet else []
+        for path in paths:
+            check_output(path, force=force)
+        for extra in [*(beside(path, ".json") for path in paths), *sheets]:
+            if extra.exists() and not force:
+                raise BadInput(f"{extra} exists", "--force overwrites it; --output names another file")
+        return Outputs(paths, sheets, work, earlier, force)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The name of a file that belongs to a video."""
+    return path.with_name(path.name + suffix)
+
+
+def write_report(path: Path, report: Mapping[str, Any], stages: Iterable[Stage]) -> None:
+    """Writes how a video was made as JSON: the report and, a line each, the stages as `inspect-scheme` prints them."""
+    from fdm_cli.files import replacing
+
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(report, indent=2).removesuffix("\n}"))
+        separator = ',\n  "stages": [\n    '
+        for stage in stages:
+            data = {"wave": stage.wave, "observed": stage.observed, "latent": stage.latent}
+            file.write(separator + json.dumps(data))
+            separator = ",\n    "
+        file.write("\n  ]\n}\n")
+
+
+def _unused(stem: str, count: int) -> Path:
+    """The first name with a number that neither a video nor an interrupted run has."""
+    from fdm_cli.work_folder import WorkFolder
+
+    number = 1
+    while True:
+        path = Path(f"{stem}-{number}.gif")
+        if not any(taken.exists() for taken in [*_numbered(path, count), WorkFolder(path).path]):
+            return path
+        number += 1
+
+
+def _interrupted(stem: str) -> Path | None:
+    """The one name that was chosen for a run which was interrupted here; None when there is none."""
+    found = [Path(folder.name[1:].removesuffix(".work")) for folder in sorted(Path().glob(f".{stem}-*.gif.work"))]
+    if len(found) > 1:
+        raise BadInput("several interrupted runs: " + ", ".join(map(str, found)), "--output names the one to resume")
+    return found[0] if found else None
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    """The name itself for one video, else name-1, name-2, ..."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]

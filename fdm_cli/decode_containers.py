@@ -1,0 +1,107 @@
+"""MP4, MOV, Matroska, WebM, AVI -> frames: libav decodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fdm_cli.errors import BadInput
+from fdm_cli.video_info import (
+    BROKEN,
+    DEMUXERS,
+    MAX_VIDEO_PIXELS,
+    Frame,
+    Video,
+    VideoInfo,
+    check_size,
+    kind_of,
+    take,
+)
+
+
+def open_container(path: Path) -> Video:
+    """The first video stream of an MP4, MOV, Matroska, WebM or AVI; raises as `video.read` does."""
+    import av
+
+    kind = kind_of(path)
+    with path.open("rb") as file:
+        if _is_truncated(kind, file, path.stat().st_size):
+            raise BadInput(f"{path}: truncated", BROKEN)
+
+    def opened() -> Any:
+        return av.open(str(path.absolute()), format=DEMUXERS[kind])
+
+    with opened() as container:
+        if not container.streams.video:
+            raise BadInput(f"{path}: holds no pictures", "it has sound only")
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        if not rate:
+            raise BadInput(f"{path}: does not say its frame rate", BROKEN)
+        seconds = container.duration / av.time_base if container.duration else 0
+        check_size(path, stream.width, stream.height, stream.frames or math.ceil(seconds * rate), MAX_VIDEO_PIXELS)
+        first = next(_upright(container, grey=False), None)
+        if first is None:
+            raise BadInput(f"{path}: holds no frames", BROKEN)
+        grey = stream.codec_context.pix_fmt.startswith("gray")
+        info = VideoInfo(
+            path=path,
+            kind=kind,
+            frames=stream.frames or None,
+            height=first.shape[0],
+            width=first.shape[1],
+            channels=1 if grey else 3,
+            fps=float(rate),
+            has_sound=bool(container.streams.audio),
+        )
+
+    def decode() -> Iterator[Frame]:
+        with opened() as container:
+            yield from _upright(container, grey=grey)
+
+    return Video(info, decode)
+
+
+def _upright(container: Any, *, grey: bool) -> Iterator[Frame]:
+    """The frames of the first video stream, turned as the camera was held."""
+    container.streams.video[0].thread_type = "AUTO"
+    for frame in container.decode(video=0):
+        image = frame.to_ndarray(format="gray" if grey else "rgb24")
+        image = image[..., None] if grey else image
+        yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))) if frame.rotation else image
+
+
+def _is_truncated(kind: str, file: IO[bytes], held: int) -> bool:
+    """Whether a container's outermost lengths reach over the `held` bytes of its file; libav would just stop there."""
+    if kind == "AVI":
+        return bool(take(file, "<4xI")[0] + 8 > held)
+    position: int = 0
+    while position < held:
+        file.seek(position)
+        if kind == "MP4":
+            length: int = take(file, ">I4x")[0]
+            if length == 1:
+                length = take(file, ">Q")[0]
+            if length < 8:  # 0: the box reaches to the end of the file
+                return length != 0
+            position += length
+        else:
+            _vint(file)
+            size = _vint(file)
+            if size is None:  # a live recording, which does not say
+                return False
+            position = file.tell() + size
+    return position > held
+
+
+def _vint(file: IO[bytes]) -> int | None:
+    """A Matroska number of variable length; None where all its bits are set: unknown."""
+    first = file.read(1)
+    more = 8 - first[0].bit_length()
+    mask = (1 << 7 * (more + 1)) - 1
+    number = int.from_bytes(first + file.read(more), "big") & mask
+    return None if number == mask else number

@@ -1,0 +1,234 @@
+"""GIF, APNG, WebP, JPEG, BMP -> frames.
+
+The blocks of an animation are walked for its size and the durations of its frames; imageio decodes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fdm_cli.errors import BadInput
+from fdm_cli.video_info import (
+    BACKGROUND,
+    BROKEN,
+    DEFAULT_FPS,
+    MAX_ADDED_FRAMES,
+    MAX_FRAME_PIXELS,
+    MAX_PICTURE_FRAMES,
+    MAX_PICTURE_PIXELS,
+    Frame,
+    Video,
+    VideoInfo,
+    check_size,
+    kind_of,
+    take,
+)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the blocks of a picture file say. Durations in seconds; none for a still image."""
+
+    width: int
+    height: int
+    durations: list[Fraction]
+    grey: bool
+    skip_first: bool = False  # an APNG's fallback image, which is no part of the animation
+    deep: bool = False  # 16 bit grey
+
+
+def open_picture(path: Path) -> Video:
+    """A GIF, PNG, APNG or WebP, animated or not; raises as `video.read` does."""
+    kind = kind_of(path)
+    with path.open("rb") as file:
+        layout = SCANNERS[kind](file, path)
+    stored = max(1, len(layout.durations))
+    check_size(path, layout.width, layout.height, stored, MAX_PICTURE_PIXELS)
+    fps, repeats, remarks = _constant_rate(path, layout.durations)
+
+    def decode() -> Iterator[Frame]:
+        import imageio.v3 as iio
+
+        images = iio.imiter(path, plugin="pillow", mode=None if layout.deep else "RGBA")
+        if layout.skip_first:
+            next(images)
+        for image, repeat in zip(images, repeats, strict=False):
+            frame = _flatten(image[: layout.height, : layout.width], grey=layout.grey)
+            for _ in range(repeat):
+                yield frame
+
+    info = VideoInfo(
+        path=path,
+        kind=kind,
+        frames=sum(repeats),
+        height=layout.height,
+        width=layout.width,
+        channels=1 if layout.grey else 3,
+        fps=fps,
+        remarks=remarks,
+    )
+    return Video(info, decode)
+
+
+def _constant_rate(path: Path, durations: list[Fraction]) -> tuple[float, list[int], tuple[str, ...]]:
+    """Frames per second, how often to show each frame, and a remark, for frames that last `durations` seconds."""
+    if len(durations) < 2:
+        return (float(1 / durations[0]) if durations else DEFAULT_FPS), [1], ()
+    if len(set(durations)) == 1:
+        return float(1 / durations[0]), [1] * len(durations), ()
+    hundredths = [max(2, round(duration * 100)) for duration in durations]
+    tick = math.gcd(*hundredths)
+    repeats = [duration // tick for duration in hundredths]
+    total, stored = sum(repeats), len(repeats)
+    if total - stored > MAX_ADDED_FRAMES or total > MAX_PICTURE_FRAMES:
+        raise BadInput(
+            f"{path}: its {stored} frames of differing durations make {total} on their common tick of {tick * 10} ms",
+            f"give it a constant rate first: ffmpeg -i {path.name} -r 10 constant.mp4",
+        )
+    if total == stored:
+        return 100 / tick, repeats, ()
+    return 100 / tick, repeats, (f"{stored} frames of differing durations, shown as {total} at {100 / tick:.4g} fps",)
+
+
+def _flatten(image: NDArray[Any], *, grey: bool) -> Frame:
+    """RGBA `(H, W, 4)`, or 16-bit grey `(H, W)`, -> uint8 `(H, W, C)`, transparency composed onto the background."""
+    if image.dtype == np.uint16:
+        return (image >> 8).astype(np.uint8)[..., None]
+    colour, alpha = image[..., : 1 if grey else 3], image[..., 3:]
+    if not (alpha == 255).all():
+        weight = alpha.astype(np.uint16)
+        colour = ((colour * weight + BACKGROUND * (255 - weight) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(colour)
+
+
+def _add_frame(durations: list[Fraction], path: Path, numerator: int, denominator: int) -> None:
+    """Notes a frame of `numerator / denominator` seconds, as browsers show it; refuses the first frame too many."""
+    if len(durations) == MAX_PICTURE_FRAMES:
+        raise BadInput(f"{path}: claims more than {MAX_PICTURE_FRAMES} frames", "cut it first")
+    durations.append(_browser_duration(numerator, denominator))
+
+
+@lru_cache
+def _browser_duration(numerator: int, denominator: int) -> Fraction:
+    """Seconds; browsers slow down what asks for less than 20 ms a frame."""
+    duration = Fraction(numerator, denominator)
+    return duration if duration >= Fraction(2, 100) else Fraction(1, 10)
+
+
+def _scan_gif(file: IO[bytes], path: Path) -> _Layout:
+    """Walks the blocks of a GIF (GIF89a specification)."""
+    durations: list[Fraction] = []
+    delay = reach_x = reach_y = 0
+
+    def skip_table(flags: int) -> bool:
+        table = file.read(3 * (2 << (flags & 7))) if flags & 0x80 else b""
+        return table[0::3] == table[1::3] == table[2::3]
+
+    def skip_sub_blocks() -> None:
+        while length := file.read(1)[0]:
+            file.seek(length, os.SEEK_CUR)
+
+    width, height, flags, _, _ = take(file, "<6xHHBBB")
+    grey = skip_table(flags)
+    while (block := file.read(1)) not in (b"\x3b", b""):
+        if block == b"\x21":
+            if file.read(1) == b"\xf9":
+                (delay,) = take(file, "<2xHx")
+            skip_sub_blocks()
+        elif block == b"\x2c":
+            x, y, w, h, flags = take(file, "<HHHHB")
+            reach_x, reach_y = max(reach_x, x + w), max(reach_y, y + h)
+            grey = skip_table(flags) and grey
+            file.seek(1, os.SEEK_CUR)
+            skip_sub_blocks()
+            _add_frame(durations, path, delay, 100)
+            delay = 0
+        elif block != b"\0":  # padding that some encoders leave
+            raise ValueError(f"broken at byte {file.tell() - 1}")
+    if not durations:
+        raise BadInput(f"{path}: holds no frames", BROKEN)
+    check_size(path, reach_x, reach_y, 1, MAX_PICTURE_PIXELS)  # decoders enlarge the canvas to this
+    return _Layout(width, height, durations, grey)
+
+
+def _scan_png(file: IO[bytes], path: Path) -> _Layout:
+    """Walks the chunks of a PNG or APNG (W3C PNG specification, third edition)."""
+    width, height, depth, colour_type = take(file, ">16xIIBB")
+    durations: list[Fraction] = []
+    position, skip_first, chunk = 8, False, b""
+    while chunk != b"IEND":
+        file.seek(position)
+        length, chunk = take(file, ">I4s")
+        if chunk == b"fcTL":
+            numerator, denominator = take(file, ">20xHH")
+            _add_frame(durations, path, numerator, denominator or 100)
+        elif chunk == b"IDAT" and not durations:
+            skip_first = True
+        position += 12 + length
+    if position > path.stat().st_size:
+        raise BadInput(f"{path}: truncated", BROKEN)
+    grey = colour_type in (0, 4)
+    return _Layout(width, height, durations, grey, skip_first and bool(durations), grey and depth == 16)
+
+
+def _scan_webp(file: IO[bytes], path: Path) -> _Layout:
+    """Walks the chunks of a WebP (WebP container specification)."""
+    (length,) = take(file, "<4xI4x")
+    if length + 8 > path.stat().st_size:
+        raise BadInput(f"{path}: truncated", BROKEN)
+    width = height = 0
+    durations: list[Fraction] = []
+    position = 12
+    while position + 8 <= length + 8:
+        file.seek(position)
+        chunk, size = take(file, "<4sI")
+        if chunk == b"VP8X":
+            sides = file.read(10)[4:]
+            width, height = (1 + int.from_bytes(sides[at : at + 3], "little") for at in (0, 3))
+        elif chunk == b"ANMF":
+            _add_frame(durations, path, int.from_bytes(file.read(15)[12:], "little"), 1000)
+        elif chunk == b"VP8 " and not width:
+            width, height = (side & 0x3FFF for side in take(file, "<6xHH"))
+        elif chunk == b"VP8L" and not width:
+            (bits,) = take(file, "<xI")
+            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        position += 8 + size + size % 2
+    return _Layout(width, height, durations, grey=False)
+
+
+SCANNERS: dict[str, Callable[[IO[bytes], Path], _Layout]] = {"GIF": _scan_gif, "PNG": _scan_png, "WebP": _scan_webp}
+
+
+def open_photo(path: Path) -> Video:
+    """A still image whose header Pillow reads: JPEG, turned upright by its EXIF, or BMP."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its size is judged here
+        try:
+            with Image.open(path, formats=["JPEG", "BMP"]) as image:
+                (width, height), grey = image.size, image.mode in ("L", "1")
+                turned = image.getexif().get(0x0112, 1) >= 5
+        except Image.DecompressionBombError:
+            raise BadInput(f"{path}: larger than {MAX_FRAME_PIXELS / 1e6:.0f} million pixels") from None
+    check_size(path, width, height, 1, MAX_PICTURE_PIXELS)
+
+    def decode() -> Iterator[Frame]:
+        import imageio.v3 as iio
+
+        yield _flatten(iio.imread(path, plugin="pillow", mode="RGBA", rotate=True), grey=grey)
+
+    if turned:
+        width, height = height, width
+    return Video(VideoInfo(path, kind_of(path), 1, height, width, 1 if grey else 3, DEFAULT_FPS), decode)

@@ -1,0 +1,194 @@
+"""What an interrupted rollout leaves behind, so that it can go on: a hidden folder beside its output.
+
+    .video.gif.work/  run.json  frames.f32  journal.jsonl
+
+`run.json` says what the run is. `frames.f32` holds every frame made so far (`frame_store.py`). The journal gets one
+line for each round of batches, after its frames: a round counts only when its line is whole and its frames have the
+checksum that the line says, so neither a kill at any moment nor a loss of power, which may keep a later write and lose
+an earlier one, makes a half-written round count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from fdm_cli.errors import BadInput
+from fdm_cli.files import replacing, sync, write_failures
+
+if TYPE_CHECKING:
+    from fdm_cli.frame_store import FrameStore
+
+SYNC_INTERVAL = 10.0  # seconds of work that a loss of power may cost; a killed process loses none
+
+
+class Journal:
+    """The rounds that are finished: first those of an earlier run are read back, then new ones are appended.
+
+    Args:
+        path: the file; made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        self._path = path
+        self._file = path.open("r+b")
+        self._start = 0
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the file; what could not be written was reported when it was appended."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def next(self) -> dict[str, Any] | None:
+        """The next round of the earlier run; None when there is none, or only a piece of its line."""
+        self._start = self._file.tell()
+        line = self._file.readline()
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            self.reject()
+            return None
+        return record
+
+    def reject(self) -> None:
+        """The round that was read last does not count, nor do those after it."""
+        self._file.seek(self._start)
+        self._file.truncate()
+
+    def append(self, record: Mapping[str, Any], store: FrameStore) -> None:
+        """Adds a round whose frames are in the store; now and then both are flushed to the disk."""
+        self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        if time.monotonic() - self._synced > SYNC_INTERVAL:
+            store.sync()
+            sync(self._path)
+            self._synced = time.monotonic()
+
+
+class WorkFolder:
+    """The files of one rollout.
+
+    Args:
+        output: the video that is being made; the folder stands beside it.
+
+    Attributes:
+        path: the folder.
+        frames: the file of frames.
+        journal: open within `opened`.
+    """
+
+    journal: Journal
+
+    def __init__(self, output: Path) -> None:
+        self.path = output.with_name(f".{output.name[:200]}.work")
+        self.frames = self.path / "frames.f32"
+        self._run = self.path / "run.json"
+        self._journal = self.path / "journal.jsonl"
+        self._may_replace = self.path / "may-replace"
+
+    def facts(self) -> dict[str, Any] | None:
+        """What the interrupted run was; None when there is none. Raises BadInput when that cannot be read."""
+        try:
+            facts = json.loads(self._run.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{self._run}: not readable: {error}", "--force starts over") from None
+        if not isinstance(facts, dict):
+            raise BadInput(f"{self._run}: not what this program writes", "--force starts over")
+        return facts
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether any round is finished."""
+        return self._journal.exists() and self._journal.stat().st_size > 0
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether outputs that exist may be replaced when the run goes on."""
+        return self._may_replace.exists()
+
+    def let_replace(self) -> None:
+        """Outputs that exist may be replaced from here on: the user said so, or they are this run's own."""
+        with write_failures(self._may_replace):
+            self._may_replace.touch()
+
+    @contextmanager
+    def opened(self, facts: Mapping[str, Any], resume: bool) -> Iterator[None]:
+        """Holds the folder for this process; removed when the block ends well, or when nothing was finished.
+
+        Args:
+            facts: what this run is, plain JSON values.
+            resume: go on with what is there; else it is thrown away.
+
+        Raises:
+            BadInput: another process works here; a run with other facts is to be resumed.
+            RunFailed: the folder cannot be written.
+        """
+        with write_failures(self.path):
+            self.path.mkdir(exist_ok=True)
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BadInput(
+                f"{self.path}: another process is at work here", "wait for it, or name another --output"
+            ) from None
+        done = False
+        try:
+            with write_failures(self.path):
+                if resume and (recorded := self.facts()) is not None:
+                    self._check(recorded, facts)
+                self._clear(keep_run=resume)
+                with replacing(self._run) as temporary:
+                    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                self.journal = Journal(self._journal)
+            yield
+            done = True
+        finally:
+            if hasattr(self, "journal"):
+                self.journal.close()
+                if done or not self.worthwhile:
+                    self._remove()
+            lock.release()
+
+    def _check(self, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        for name, value in json.loads(json.dumps(facts)).items():
+            if recorded.get(name) != value:
+                raise BadInput(
+                    f"{self.path} was begun with {name.replace('_', ' ')} {_shorten(recorded.get(name))}, "
+                    f"this is {_shorten(value)}",
+                    "--resume needs the same options; --force starts over",
+                )
+
+    def _clear(self, keep_run: bool) -> None:
+        """Removes half-written videos of a killed process and, unless the run goes on, all of it."""
+        kept = {self._run, self.frames, self._journal, self._may_replace} if keep_run else set()
+        for entry in self.path.iterdir():
+            if entry.name != ".lock" and entry not in kept:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _remove(self) -> None:
+        """Under another name first: killed meanwhile, it leaves rubbish but no folder that looks resumable."""
+        rubbish = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        with contextlib.suppress(OSError):
+            self.path.rename(rubbish)
+            shutil.rmtree(rubbish, ignore_errors=True)
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,26 @@
+"""Memory does not grow with a video's length."""
+
+import pytest
+
+from tests.bench import sampled
+from tests.conftest import fdm
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def large_frames(tmp_path_factory):
+    """A model whose frames are large (48 KB each) and whose network is small: 64 x 64 pixels in blocks of 8 x 8."""
+    folder = tmp_path_factory.mktemp("large") / "run"
+    shape = ("image_size=64", "patch_size=8", "image_channels=3", "attention_resolutions=[4]")
+    sets = [part for value in shape for part in ("--set", f"model.{value}")]
+    return fdm("train", "--preset", "micro", *sets, "--steps", 1, "--run", folder, "-q").stdout.strip()
+
+
+@pytest.mark.parametrize("scheme", ["autoregressive", "keyframes"])
+def test_frames_wait_on_disk(large_frames, tmp_path, scheme):
+    """2,400 frames are 118 MB: held in memory, they would show."""
+    options = ["--checkpoint", large_frames, "--scheme", scheme, "--sampling-steps", "1", "--seed", "1"]
+    short, _ = sampled([*options, "--length", "160"], tmp_path / "video.mp4")
+    long, _ = sampled([*options, "--length", "2400"], tmp_path / "video.mp4")
+    assert long - short < 60

@@ -1,0 +1,225 @@
+"""Runs that are interrupted in every way, by the real command, and go on bit for bit."""
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fdm_cli.checkpoint import read_state, save_state
+from fdm_cli.run_folder import RunFolder
+from tests.conftest import ROOT, fdm
+
+pytestmark = pytest.mark.slow
+
+MICRO = ("train", "--preset", "micro", "--batch-size", 2, "--steps", 30, "--set", "model.dropout=0.1",
+         "--set", "training.checkpoint_every=5", "--set", "training.held_out_every=0")  # fmt: skip
+
+# The smallest network there is: a step takes a few hundredths of a second.
+TINY = ("train", "--preset", "micro", "--batch-size", 1, "--set", "model.image_size=8", "--set", "model.window=4",
+        "--set", "data.clip_length=4", "--set", "model.channel_mult=[1]", "--set", "model.attention_resolutions=[4]",
+        "--set", "training.held_out_every=0", "--set", "training.preview_every=0")  # fmt: skip
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "fdm_cli", *map(str, arguments)]
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process, run, step):
+    def reached():
+        assert process.poll() is None, process.stderr.read()
+        return any(record["step"] >= step for record in RunFolder(run).read_metrics())
+
+    wait_for(reached)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def newest(run):
+    state, remarks = RunFolder(run).newest_state()
+    assert remarks == []
+    return state
+
+
+def assert_same(run, other):
+    """Weights, EMA and optimizer of the newest checkpoints are equal bit for bit."""
+    mine, others = newest(run), newest(other)
+    assert mine["step"] == others["step"]
+    for part in ("model", "ema"):
+        for key, value in mine[part].items():
+            assert torch.equal(value, others[part][key]), key
+    for key, moments in mine["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, others["optimizer"]["state"][key][name])
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    run = tmp_path_factory.mktemp("straight") / "run"
+    fdm(*MICRO, "--run", run, "--quiet")
+    return run
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGKILL", -9)])
+def test_thirty_steps_are_thirteen_and_the_rest(straight, tmp_path, name, code):
+    run = tmp_path / "run"
+    process = start(*MICRO, "--run", run)
+    wait_for_step(process, run, 13)
+    process.send_signal(getattr(signal, name))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    stopped_at = newest(run)["step"]
+    if name == "SIGTERM":
+        assert f"stopped after step {stopped_at}; saved at step {stopped_at}" in stderr
+        assert 13 <= stopped_at <= 15
+    else:
+        assert stopped_at == 10
+    fdm(*MICRO, "--run", run, "--resume", "--quiet")
+    assert_same(run, straight)
+
+
+SERVER = """
+import json, os, sys
+import torch._dynamo  # which making an optimizer imports
+import fdm_cli.cli.data_report, fdm_cli.preview, fdm_cli.tensorboard, fdm_cli.trainer
+from fdm_cli.cli.main import main
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        sys.argv = ["fdm", *json.loads(line)]
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        main()
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_kill_9_at_25_moments(tmp_path):
+    """Each process is forked from one that has imported everything, so that a start takes no seconds."""
+    run = tmp_path / "run"
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", SERVER]
+    moments = random.Random(0)
+    every = ("--set", "training.checkpoint_every=1")
+    step = 0
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        for _ in range(25):
+            resume = ("--resume",) if (run / "config.yaml").exists() else ()
+            arguments = [*TINY, *every, "--steps", 100_000, "--run", run, *resume]
+            server.stdin.write(json.dumps(list(map(str, arguments))) + "\n")
+            server.stdin.flush()
+            child = int(server.stdout.readline())
+            # Of the moments, some are while it starts, most within the first steps and their checkpoints.
+            new_steps = moments.randrange(4)
+            if new_steps:
+                wait_for(lambda: len(RunFolder(run).read_metrics()) >= step + new_steps)  # noqa: B023
+            time.sleep(moments.uniform(0, 0.3 if new_steps else 2))
+            os.kill(child, signal.SIGKILL)
+            assert int(server.stdout.readline()) == -9, (tmp_path / "log").read_text()
+            folder = RunFolder(run)
+            steps = [record["step"] for record in folder.read_metrics()]
+            if folder.checkpoints():
+                reached = newest(run)["step"]
+                assert reached >= max(step, *(done - 1 for done in steps))
+                step = reached
+            else:
+                assert len(steps) <= 1
+        server.stdin.close()
+    assert step > 10
+    last = step + 2
+    fdm(*TINY, *every, "--steps", last, "--run", run, "--resume")
+    fdm(*TINY, "--steps", last, "--run", tmp_path / "straight", "--set", f"training.checkpoint_every={last}")
+    assert_same(run, tmp_path / "straight")
+    assert [record["step"] for record in RunFolder(run).read_metrics()] == list(range(1, last + 1))
+    assert not list(run.rglob("*.part*"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_stops_at_once(tmp_path, name):
+    fdm(*TINY, "--steps", 2, "--run", tmp_path / "start", "--quiet")
+    start_from = tmp_path / "start" / "checkpoints" / "step-00000002.pt"
+    # A step of 65,536 clips takes minutes; it is cut into parts to fit into memory.
+    long_step = ("--batch-size", 65536, "--set", "training.accumulation=64")
+    run = tmp_path / "run"
+    process = start(*TINY, *long_step, "--init-from", start_from, "--run", run, "--steps", 3)
+    assert "training" in process.stderr.readline()
+    time.sleep(1)
+    process.send_signal(getattr(signal, name))
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(getattr(signal, name))
+    stdout, stderr = process.communicate(timeout=10)
+    assert process.returncode == {"SIGTERM": 143, "SIGINT": 130}[name]
+    assert stdout == ""
+    assert re.search(r"^error: stopped at once", stderr, re.M)
+    assert "Traceback" not in stderr
+    assert newest(run)["step"] == 0
+
+
+def test_a_loss_that_stays_infinite_stops_the_run(tmp_path):
+    run = tmp_path / "run"
+    fdm(*TINY, "--steps", 4, "--set", "training.checkpoint_every=2", "--run", run, "--quiet")
+    good = newest(run)
+    poisoned = read_state(run / "checkpoints" / "step-00000004.pt")
+    poisoned["model"]["out.2.weight"] = torch.full_like(poisoned["model"]["out.2.weight"], 1e38)
+    save_state(run / "checkpoints" / "step-00000004.pt", poisoned)
+    done = fdm("train", "--run", run, "--resume", "--steps", 20, check=1)
+    error, hint = done.stderr.strip().splitlines()[-2:]
+    assert error == "error: the loss was not finite in 5 steps in a row, up to step 9"
+    assert "step-00000004.pt is no good start" in hint
+    records = RunFolder(run).read_metrics()
+    assert [record["loss"] for record in records[4:]] == [None] * 5
+    after = newest(run)
+    assert after["step"] == 4
+    for key, value in good["ema"].items():
+        assert torch.equal(after["ema"][key], value)
+
+
+def test_a_run_that_diverges_names_the_last_good_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    wild = ("--precision", "fp16", "--set", "training.learning_rate=1.0", "--set", "training.gradient_clip=1e6")
+    done = fdm(*TINY, *wild, "--set", "training.checkpoint_every=1", "--steps", 300, "--run", run, check=1)
+    error, hint = done.stderr.strip().splitlines()[-2:]
+    assert re.fullmatch(r"error: the loss was not finite in 5 steps in a row, up to step \d+", error)
+    state = newest(run)
+    assert f"the last good checkpoint is {run}/checkpoints/step-{state['step']:08d}.pt" in hint
+    assert all(value.isfinite().all() for value in state["ema"].values())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    run = tmp_path / "run"
+    fdm(*TINY, "--steps", 2, "--run", run, "--quiet")
+    size = (run / "checkpoints" / "step-00000002.pt").stat().st_size
+    before = newest(run)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    command = [sys.executable, "-m", "fdm_cli", "train", "--run", str(run), "--resume", "--steps", "4"]
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, env=env, preexec_fn=limit, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "no space left to write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert newest(run)["step"] == before["step"] == 2
+    assert not list(run.rglob("*.part*"))
+    fdm("train", "--run", run, "--resume", "--steps", 4)
+    assert newest(run)["step"] == 4
