@@ -2,8 +2,8 @@
 
 A ghost says that it lies on the CPU, and every operator that reaches it is carried out on PyTorch's `meta` device:
 shapes, strides and types are worked out, no number is computed and no memory is taken. Autograd, autocast, the
-optimizer and the network run as they are. This is the idea of PyTorch's own `FakeTensorMode`, at about a tenth of
-its time: a training step of `micro` takes half a second instead of five, so that each run can start with one.
+optimizer and the network run as they are. This is the idea of PyTorch's own `FakeTensorMode`, in a small fraction of
+its time, so that each run can start with such a step.
 
 Only what the operators return is counted. What a kernel takes and gives back within itself is not seen.
 """
