@@ -52,7 +52,7 @@ def group_norm_of(x: Tensor, scale: Tensor, shift: Tensor, groups: int, counted:
         (N, R, M, C).
     """
     grouped = x.view(*x.shape[:-1], groups, -1)  # (N, R, M, G, C / G)
-    weight = (counted / counted.sum(1, keepdim=True)).to(x.dtype)
+    weight = counted.to(x.dtype) / counted.sum(1, keepdim=True)
     mean = torch.einsum("nr,nrmgc->nmg", weight, grouped)[:, None, :, :, None] / grouped.shape[-1]
     centred = grouped - mean
     variance = torch.einsum("nr,nrmgc->nmg", weight, centred.square())[:, None, :, :, None] / grouped.shape[-1]
