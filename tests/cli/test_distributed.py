@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fdm_cli.run_folder import RunFolder
-from tests.cli.test_resume import wait_for
+from tests.cli.test_train_resume import wait_for
 from tests.conftest import ROOT, fdm
 
 pytestmark = pytest.mark.slow
