@@ -137,7 +137,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     A, G, _ = _matrices()
     frames, _, height, width = x.shape
     filters = _both_sides(G, weight.permute(2, 3, 0, 1).contiguous()).flatten(0, 1).transpose(1, 2)  # (36, C, C')
-    y = x.new_empty(frames, height, width, len(weight)).permute(0, 3, 1, 2)
+    y = torch.empty(frames, len(weight), height, width, memory_format=torch.channels_last)
     tiles_of = _InputTiles(x)
     for chunk in _chunks(x):
         products = torch.bmm(tiles_of(chunk).flatten(0, 1), filters)
