@@ -6,7 +6,9 @@ how `channels_last` convolutions leave them in memory: neither attention needs a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -59,35 +61,57 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 class RelativePositionNet(nn.Module):
     """One vector per pair of frames and head, from their distance and the timestep (FDM, appendix).
 
-    R = W_out SiLU(W_d distance_features + W_t temb), W_out zero-initialised.
+    R = W_out SiLU(W_d distance_features + W_t temb), W_out zero-initialised. `relative_positions` computes it.
     """
 
-    def __init__(self, channels: int, num_heads: int, embedding: int) -> None:
+    def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.embed_distances = nn.Linear(3, channels)
         self.embed_diffusion_time = nn.Linear(embedding, channels)
         self.out = nn.Linear(channels, channels)
         zero_(self.out)
 
-    def forward(self, distances: Distances, temb: Tensor) -> Tensor:
-        """Distances of K frames and (B, E) -> (B, K, K, heads, C / heads)."""
-        hidden = self.embed_distances(distances.features) + self.embed_diffusion_time(temb)[:, None, :]
-        vectors = self.out(F.silu(hidden)).unflatten(-1, (self.num_heads, -1))  # (B, U, heads, C / heads)
-        clip = torch.arange(len(temb), device=temb.device)[:, None, None]
-        return vectors[clip, distances.index]
-
 
 class RelativePosition(nn.Module):
     """Holds the net under the name that existing checkpoints use."""
 
-    def __init__(self, channels: int, num_heads: int, embedding: int) -> None:
+    def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        self.rpe_net = RelativePositionNet(channels, num_heads, embedding)
+        self.rpe_net = RelativePositionNet(channels, embedding)
 
-    def forward(self, distances: Distances, temb: Tensor) -> Tensor:
-        """As RelativePositionNet."""
-        return self.rpe_net(distances, temb)
+
+def relative_positions(
+    attentions: Sequence[TemporalAttention], distances: Distances, temb: Tensor
+) -> dict[TemporalAttention, Tensor]:
+    """The vectors of all nets of a network, made at once: many small products cost little more than one.
+
+    Args:
+        attentions: the network's.
+        distances: between the frames of the windows.
+        temb: (B, E) timestep embedding.
+
+    Returns:
+        for each attention (3, B, K, K, heads, C / heads): of its nets for queries, keys and values.
+    """
+    vectors: dict[TemporalAttention, Tensor] = {}
+    clip = torch.arange(len(temb), device=temb.device)[:, None, None]
+    for channels, group in groupby(sorted(attentions, key=lambda a: a.channels), key=lambda a: a.channels):
+        members = list(group)
+        nets = [position.rpe_net for a in members for position in (a.rpe_q, a.rpe_k, a.rpe_v)]
+
+        def stacked(name: str, nets: list[RelativePositionNet] = nets) -> tuple[Tensor, Tensor]:
+            layers = [getattr(net, name) for net in nets]
+            return torch.stack([layer.weight.T for layer in layers]), torch.stack([layer.bias for layer in layers])
+
+        (W_d, b_d), (W_t, b_t), (W_out, b_out) = map(stacked, ("embed_distances", "embed_diffusion_time", "out"))
+        of_distance = distances.features @ W_d  # (nets, U, C)
+        of_time = temb @ W_t + (b_d + b_t)[:, None]  # (nets, B, C)
+        hidden = F.silu(of_distance[:, None] + of_time[:, :, None]).flatten(1, 2)
+        made = torch.baddbmm(b_out[:, None], hidden, W_out)
+        pairs = made.view(len(nets), len(temb), -1, channels)[:, clip, distances.index]  # (nets, B, K, K, C)
+        for attention, own in zip(members, torch.split(pairs, 3), strict=True):
+            vectors[attention] = own.view(*own.shape[:-1], attention.num_heads, channels // attention.num_heads)
+    return vectors
 
 
 class TemporalAttention(nn.Module):
@@ -103,25 +127,25 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, embedding: int, plain_residual: bool) -> None:
         super().__init__()
+        self.channels = channels
         self.num_heads = num_heads
         self.plain_residual = plain_residual
         self.norm = nn.GroupNorm(GROUPS, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj_out = nn.Linear(channels, channels)
-        self.rpe_q = RelativePosition(channels, num_heads, embedding)
-        self.rpe_k = RelativePosition(channels, num_heads, embedding)
-        self.rpe_v = RelativePosition(channels, num_heads, embedding)
+        self.rpe_q = RelativePosition(channels, embedding)
+        self.rpe_k = RelativePosition(channels, embedding)
+        self.rpe_v = RelativePosition(channels, embedding)
         zero_(self.proj_out)
 
     def forward(
-        self, x: Tensor, temb: Tensor, distances: Distances, allowed: Tensor | None, counted: Tensor | None = None
+        self, x: Tensor, relative: Tensor, allowed: Tensor | None = None, counted: Tensor | None = None
     ) -> Tensor:
         """(B, K, P, C) -> the same.
 
         Args:
             x: features.
-            temb: (B, E) timestep embedding.
-            distances: of the windows' frames.
+            relative: (3, B, K, K, heads, C / heads), of `relative_positions`.
             allowed: (B, K, K) bool: whether frame i attends to frame j; None when all do.
             counted: (B, K) bool, the frames that enter the statistics of the GroupNorm; None for all.
         """
@@ -134,14 +158,15 @@ class TemporalAttention(nn.Module):
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).contiguous()  # (B, P, h, K, f) each
         q = q * q.shape[-1] ** -0.5
         k_scaled = k * q.shape[-1] ** -0.5
+        R_q, R_k, R_v = relative
         logits = q @ k.transpose(-1, -2)
-        logits += torch.einsum("bphif,bijhf->bphij", q, self.rpe_k(distances, temb))
-        logits += torch.einsum("bphjf,bjihf->bphij", k_scaled, self.rpe_q(distances, temb))
+        logits += torch.einsum("bphif,bijhf->bphij", q, R_k)
+        logits += torch.einsum("bphjf,bjihf->bphij", k_scaled, R_q)
         if allowed is not None:
             logits = logits.masked_fill(~allowed[:, None, None], float("-inf"))
         weights = logits.softmax(-1)
         out = weights @ v
-        out = out + torch.einsum("bphij,bijhf->bphif", weights, self.rpe_v(distances, temb))
+        out = out + torch.einsum("bphij,bijhf->bphif", weights, R_v)
         out = self.proj_out(out.permute(0, 3, 1, 2, 4).flatten(3))
         return out.add_(x if self.plain_residual else normed)
 
@@ -177,9 +202,8 @@ class FactorizedAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        temb: Tensor,
-        distances: Distances,
-        allowed: Tensor | None,
+        relative: Tensor,
+        allowed: Tensor | None = None,
         keep: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> Tensor:
@@ -187,16 +211,15 @@ class FactorizedAttention(nn.Module):
 
         Args:
             x: features of all frames.
-            temb: see TemporalAttention.forward, as are `distances` and `allowed`.
-            distances: as above.
+            relative: see TemporalAttention.forward, as are `allowed` and `counted`.
             allowed: as above.
             keep: the frames (of B * K) that anybody still wants after the temporal attention; None for all.
-            counted: see TemporalAttention.forward.
+            counted: as above.
         """
-        clips, frames = distances.index.shape[:2]
+        clips, frames = relative.shape[1:3]
         height, width = x.shape[2:]
         tokens = x.permute(0, 2, 3, 1).reshape(clips, frames, height * width, -1)
-        tokens = self.temporal_attention(tokens, temb, distances, allowed, counted).flatten(0, 1)
+        tokens = self.temporal_attention(tokens, relative, allowed, counted).flatten(0, 1)
         if keep is not None:
             tokens = tokens[keep]
         return self.spatial_attention(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPS = 1e-5
-LARGE = 1024  # positions of a map; from here on PyTorch parallelises over them, and is fast
+# Positions of a map: PyTorch's forward kernel is the faster one up to SMALL and from LARGE on, where it parallelises
+# over them; its backward kernel below LARGE.
+SMALL, LARGE = 64, 1024
 
 
 def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool = False) -> Tensor:
@@ -59,36 +61,19 @@ def group_norm_of(x: Tensor, scale: Tensor, shift: Tensor, groups: int, counted:
     return (centred * torch.rsqrt(variance + EPS)).flatten(-2) * scale + shift
 
 
-def _over_groups(value: Tensor, groups: int) -> Tensor:
-    """The mean of (..., C) over the channels of each group, repeated for each of them."""
-    if groups == value.shape[-1]:
-        return value
-    mean = value.view(*value.shape[:-1], groups, -1).mean(-1, keepdim=True)
-    return mean.expand(*mean.shape[:-1], value.shape[-1] // groups).flatten(-2)
-
-
-def _by_kernel(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's kernel, which is the faster one for large maps: y, and mean and rstd as (N, 1, 1, C)."""
-    maps, size, _, channels = x.shape
-    shared = len(scale) == len(shift) == 1
-    weight, bias = (scale.flatten(), shift.flatten()) if shared else (None, None)
-    y, *statistics = torch.native_group_norm(x.permute(0, 3, 1, 2), weight, bias, maps, channels, size, groups, EPS)
-    y = y.permute(0, 2, 3, 1)
-    mean, rstd = (value.repeat_interleave(channels // groups, dim=1)[:, None, None] for value in statistics)
-    return (y if shared else torch.addcmul(shift, y, scale)), mean, rstd
-
-
 class _GroupNorm(torch.autograd.Function):
+    """Statistics have the shape (N, 1, M, G, 1) throughout, what belongs to channels (N, 1, M, G, C / G)."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> Tensor:
-        if x.shape[2] == 1 and x.shape[1] >= LARGE:
+        if x.shape[2] == 1 and not SMALL < x.shape[1] < LARGE:
             y, mean, rstd = _by_kernel(x, scale, shift, groups)
         else:
-            mean = _over_groups(x.mean(1, keepdim=True), groups)
-            variance = _over_groups(x.square().mean(1, keepdim=True), groups) - mean.square()
-            rstd = torch.rsqrt(variance.clamp_(min=0) + EPS)
-            slope = scale * rstd
-            y = torch.addcmul(shift - mean * slope, x, slope)
+            mean = _group_mean(x.mean(1, keepdim=True), groups)
+            square = _group_mean(x.square().mean(1, keepdim=True), groups)
+            rstd = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0).add_(EPS).rsqrt_()
+            slope, offset = _slope_and_offset(mean, rstd, scale, shift)
+            y = torch.addcmul(offset, x, slope)
         ctx.save_for_backward(x, mean, rstd, scale, shift)
         ctx.groups, ctx.silu = groups, silu
         return F.silu(y, inplace=True) if silu else y
@@ -101,16 +86,69 @@ class _GroupNorm(torch.autograd.Function):
         dx = rstd (scale dz - <scale dz> - n <scale dz n>), where <> is the mean over what shares statistics.
         """
         x, mean, rstd, scale, shift = ctx.saved_tensors
-        slope = scale * rstd
-        dz = dy
-        if ctx.silu:
-            dz = torch.ops.aten.silu_backward(dy, torch.addcmul(shift - mean * slope, x, slope))
+        slope, offset = _slope_and_offset(mean, rstd, scale, shift)
+        dz = torch.ops.aten.silu_backward(dy, torch.addcmul(offset, x, slope)) if ctx.silu else dy
+        by_kernel = x.shape[2] == 1 and x.shape[1] < LARGE
+        if by_kernel and len(scale) == len(shift) == 1:
+            dx, dscale, dshift = _backward_by_kernel(dz, x, mean, rstd, scale.flatten())
+            return dx, dscale.view_as(scale), dshift.view_as(shift), None, None
+        factor = _grouped(scale, ctx.groups)
         sum_dz = dz.sum(1, keepdim=True)
-        sum_dz_n = ((dz * x).sum(1, keepdim=True) - mean * sum_dz) * rstd
+        sum_dz_x = _grouped((dz * x).sum(1, keepdim=True), ctx.groups)
+        sum_dz_n = (sum_dz_x - mean * _grouped(sum_dz, ctx.groups)) * rstd
+        dscale, dshift = sum_dz_n.flatten(-2).sum_to_size(scale.shape), sum_dz.sum_to_size(shift.shape)
+        if by_kernel:
+            dx, _, _ = _backward_by_kernel(dz * scale, x, mean, rstd, None)
+            return dx, dscale, dshift, None, None
         count = x.shape[1]
-        mean_dn = _over_groups(scale * sum_dz, ctx.groups) / count
-        mean_dn_n = _over_groups(scale * sum_dz_n, ctx.groups) / count
+        mean_dn = (factor * _grouped(sum_dz, ctx.groups)).mean(-1, keepdim=True) / count
+        mean_dn_n = (factor * sum_dz_n).mean(-1, keepdim=True) / count
         # dx = slope dz + a x + b, which spares the normalised map.
         a = -rstd.square() * mean_dn_n
-        dx = torch.addcmul(-rstd * mean_dn - a * mean, x, a).addcmul_(dz, slope)
-        return dx, sum_dz_n.sum_to_size(scale.shape), sum_dz.sum_to_size(shift.shape), None, None
+        b = -rstd * mean_dn - a * mean
+        a, b = (value.expand_as(sum_dz_n).flatten(-2) for value in (a, b))
+        dx = torch.addcmul(b, x, a).addcmul_(dz, slope)
+        return dx, dscale, dshift, None, None
+
+
+def _grouped(value: Tensor, groups: int) -> Tensor:
+    return value.view(*value.shape[:-1], groups, -1)
+
+
+def _group_mean(value: Tensor, groups: int) -> Tensor:
+    """The mean of (N, 1, M, C) over the channels of each group."""
+    grouped = _grouped(value, groups)
+    return grouped if groups == value.shape[-1] else grouped.mean(-1, keepdim=True)
+
+
+def _slope_and_offset(mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """What the normalisation does to a number: slope x + offset, each (N, 1, M, C)."""
+    groups = mean.shape[-2]
+    slope = rstd * _grouped(scale, groups)
+    offset = torch.addcmul(_grouped(shift, groups), mean, slope, value=-1)
+    return slope.flatten(-2), offset.flatten(-2)
+
+
+def _by_kernel(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's kernel, which is the faster one for large maps: y, mean and rstd."""
+    maps, size, _, channels = x.shape
+    shared = len(scale) == len(shift) == 1
+    weight, bias = (scale.flatten(), shift.flatten()) if shared else (None, None)
+    y, *statistics = torch.native_group_norm(x.permute(0, 3, 1, 2), weight, bias, maps, channels, size, groups, EPS)
+    y = y.permute(0, 2, 3, 1)
+    mean, rstd = (value.view(maps, 1, 1, groups, 1) for value in statistics)
+    return (y if shared else torch.addcmul(shift, y, scale)), mean, rstd
+
+
+def _backward_by_kernel(
+    dz: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the map, and of weight and bias where there is a weight."""
+    maps, size, _, channels = x.shape
+    dy, x = (value.permute(0, 3, 1, 2) for value in (dz, x))
+    statistics = mean.view(maps, -1), rstd.view(maps, -1)
+    wanted = [True, weight is not None, weight is not None]
+    dx, dweight, dbias = torch.ops.aten.native_group_norm_backward(
+        dy, x, *statistics, weight, maps, channels, size, mean.shape[-2], wanted
+    )
+    return dx.permute(0, 2, 3, 1), dweight, dbias

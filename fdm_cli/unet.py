@@ -11,6 +11,7 @@ Weights have the names of the authors' code, so that its checkpoints load as the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -20,7 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fdm_cli.attention import GROUPS, Distances, FactorizedAttention, affine, zero_
+from fdm_cli.attention import (
+    GROUPS,
+    Distances,
+    FactorizedAttention,
+    TemporalAttention,
+    affine,
+    relative_positions,
+    zero_,
+)
 from fdm_cli.config import Config
 from fdm_cli.dropout import Dropout
 from fdm_cli.group_norm import group_norm
@@ -82,20 +91,20 @@ class Conditions:
     """What every block may look at.
 
     Attributes:
-        temb: (B, E) timestep embedding.
-        activated: (B, E) SiLU of it, which the residual blocks want.
+        activated: (B, E) SiLU of the timestep embedding, for the residual blocks.
+        relative: for each temporal attention, its vectors for pairs of frames.
         window: the frames of the call.
         clip_of_frame: (F,) int64, the clip that each frame that is still computed belongs to.
     """
 
-    temb: Tensor
     activated: Tensor
+    relative: Mapping[TemporalAttention, Tensor]
     window: Window
     clip_of_frame: Tensor
 
 
 def norm_silu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """SiLU(scale * GroupNorm(x) + shift) of (F, C, H, W); scale and shift (F, C), or (C,) for all frames."""
+    """SiLU(scale * GroupNorm(x) + shift) of (F, C, H, W); scale and shift (F, C), or (C,) or (1, C) for all frames."""
     frames, channels, height, width = x.shape
     tokens = x.permute(0, 2, 3, 1).reshape(frames, height * width, 1, channels)  # a view of channels_last memory
     tokens = group_norm(tokens, scale, shift, GROUPS, silu=True)
@@ -126,7 +135,9 @@ class ResidualBlock(nn.Module):
         weight, bias = affine(self.out_layers[0])
         scale, shift = self.emb_layers[1](conditions.activated).chunk(2, dim=1)
         scale, shift = weight * (1 + scale), bias * (1 + scale) + shift
-        h = norm_silu(h, scale[conditions.clip_of_frame], shift[conditions.clip_of_frame])
+        if len(scale) > 1:
+            scale, shift = scale[conditions.clip_of_frame], shift[conditions.clip_of_frame]
+        h = norm_silu(h, scale, shift)
         return second_conv(dropout(h)).add_(self.skip_connection(x))
 
 
@@ -230,6 +241,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
         blocks = [self.middle_block, *self.output_blocks]
         self._last_attention = [m for b in blocks for m in b if isinstance(m, FactorizedAttention)][-1:]
+        self._temporal_attentions = [module for module in self.modules() if isinstance(module, TemporalAttention)]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
@@ -269,7 +281,8 @@ class UNet(nn.Module):
         h = torch.cat([h, flag_channel], dim=1).contiguous(memory_format=torch.channels_last)
 
         temb = self.time_embed(timestep_embedding(timestep * self.timestep_scale, self.config.model_channels))
-        conditions = Conditions(temb, F.silu(temb), window, window.clip_of_frame)
+        relative = relative_positions(self._temporal_attentions, window.distances, temb)
+        conditions = Conditions(F.silu(temb), relative, window, window.clip_of_frame)
         wanted = window.latent_frames if frames == "latent" else None
 
         run = self._run
@@ -300,8 +313,8 @@ class UNet(nn.Module):
                 h = layer(h, conditions)
             elif isinstance(layer, FactorizedAttention):
                 keep = wanted if layer is self._last_attention[0] else None
-                window = conditions.window
-                h = layer(h, conditions.temb, window.distances, window.allowed, keep, window.counted)
+                window, relative = conditions.window, conditions.relative[layer.temporal_attention]
+                h = layer(h, relative, window.allowed, keep, window.counted)
                 if keep is not None:
                     conditions = replace(conditions, clip_of_frame=conditions.clip_of_frame[keep])
             else:

@@ -27,8 +27,7 @@ TILE, TAPS = 4, 3
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 TILES_AT_ONCE = 128  # their 36 products stay in the processor's cache
 FEWEST_TILES = 64
-FEWEST_CHANNELS = 28  # harmonic, C C' / (C + C'); below, the transforms cost more than they save
-FEWEST_CHANNELS_FORWARD = 45  # the same without a backward pass, where PyTorch's kernel is better
+FEWEST_CHANNELS = 45  # harmonic, C C' / (C + C'); below, the transforms cost more than they save
 
 
 class Conv3x3(nn.Conv2d):
@@ -45,12 +44,11 @@ class Conv3x3(nn.Conv2d):
 
     def _worth_it(self, x: Tensor) -> bool:
         frames, channels, height, width = x.shape
-        fewest = FEWEST_CHANNELS if torch.is_grad_enabled() else FEWEST_CHANNELS_FORWARD
         return (
             type(x) is Tensor  # not one without content, whose memory is counted: the tiles take little of it
             and x.device.type == "cpu"
             and x.dtype == torch.float32
-            and channels * self.out_channels >= fewest * (channels + self.out_channels)
+            and channels * self.out_channels >= FEWEST_CHANNELS * (channels + self.out_channels)
             and height % TILE == width % TILE == 0
             and frames * height * width >= FEWEST_TILES * TILE**2
             and not torch.is_autocast_enabled("cpu")

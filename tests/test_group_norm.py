@@ -7,7 +7,7 @@ from fdm_cli.group_norm import LARGE, group_norm, group_norm_of
 
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("own_scale", [False, True])
-@pytest.mark.parametrize("size", [20, LARGE])
+@pytest.mark.parametrize("size", [20, 100, LARGE])
 def test_statistics_of_a_frame_are_those_of_pytorch(silu, own_scale, size):
     x = torch.randn(3, size, 1, 32, dtype=torch.float64) * 3 + 2
     scale, shift = (torch.randn(*((3, 32) if own_scale else (32,)), dtype=torch.float64) for _ in range(2))
@@ -36,9 +36,11 @@ def test_statistics_of_some_frames_are_those_without_the_others():
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("size", [(3, 4), (6, 1)])
-@pytest.mark.parametrize("by_kernel", [False, True])
-def test_gradients(silu, rows, size, by_kernel, monkeypatch):
-    monkeypatch.setattr("fdm_cli.group_norm.LARGE", 1 if by_kernel else LARGE)
+@pytest.mark.parametrize(("small", "large"), [(0, 1), (0, 100), (50, 100)])
+def test_gradients(silu, rows, size, small, large, monkeypatch):
+    """By PyTorch's kernel forward, backward, both ways."""
+    monkeypatch.setattr("fdm_cli.group_norm.SMALL", small)
+    monkeypatch.setattr("fdm_cli.group_norm.LARGE", large)
     inputs = [
         torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, *size, 8), (rows, 8), (rows, 8))
     ]
