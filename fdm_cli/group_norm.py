@@ -69,11 +69,11 @@ class _GroupNorm(torch.autograd.Function):
         if x.shape[2] == 1 and not SMALL < x.shape[1] < LARGE:
             y, mean, rstd = _by_kernel(x, scale, shift, groups)
         else:
+            # In two passes: a pixel of a still background hardly varies over time, whatever its mean.
             mean = _group_mean(x.mean(1, keepdim=True), groups)
-            square = _group_mean(x.square().mean(1, keepdim=True), groups)
-            rstd = torch.addcmul(square, mean, mean, value=-1).clamp_(min=0).add_(EPS).rsqrt_()
-            slope, offset = _slope_and_offset(mean, rstd, scale, shift)
-            y = torch.addcmul(offset, x, slope)
+            y = x - _of_channels(mean, x)
+            rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
+            y = torch.addcmul(shift, y, (rstd * _grouped(scale, groups)).flatten(-2))
         ctx.save_for_backward(x, mean, rstd, scale, shift)
         ctx.groups, ctx.silu = groups, silu
         return F.silu(y, inplace=True) if silu else y
@@ -86,28 +86,24 @@ class _GroupNorm(torch.autograd.Function):
         dx = rstd (scale dz - <scale dz> - n <scale dz n>), where <> is the mean over what shares statistics.
         """
         x, mean, rstd, scale, shift = ctx.saved_tensors
-        slope, offset = _slope_and_offset(mean, rstd, scale, shift)
-        dz = torch.ops.aten.silu_backward(dy, torch.addcmul(offset, x, slope)) if ctx.silu else dy
+        centred = x - _of_channels(mean, x)
+        slope = (rstd * _grouped(scale, ctx.groups)).flatten(-2)
+        dz = torch.ops.aten.silu_backward(dy, torch.addcmul(shift, centred, slope)) if ctx.silu else dy
         by_kernel = x.shape[2] == 1 and x.shape[1] < LARGE
         if by_kernel and len(scale) == len(shift) == 1:
             dx, dscale, dshift = _backward_by_kernel(dz, x, mean, rstd, scale.flatten())
             return dx, dscale.view_as(scale), dshift.view_as(shift), None, None
-        factor = _grouped(scale, ctx.groups)
         sum_dz = dz.sum(1, keepdim=True)
-        sum_dz_x = _grouped((dz * x).sum(1, keepdim=True), ctx.groups)
-        sum_dz_n = (sum_dz_x - mean * _grouped(sum_dz, ctx.groups)) * rstd
+        sum_dz_n = _grouped((dz * centred).sum(1, keepdim=True), ctx.groups) * rstd
         dscale, dshift = sum_dz_n.flatten(-2).sum_to_size(scale.shape), sum_dz.sum_to_size(shift.shape)
         if by_kernel:
             dx, _, _ = _backward_by_kernel(dz * scale, x, mean, rstd, None)
             return dx, dscale, dshift, None, None
-        count = x.shape[1]
-        mean_dn = (factor * _grouped(sum_dz, ctx.groups)).mean(-1, keepdim=True) / count
-        mean_dn_n = (factor * sum_dz_n).mean(-1, keepdim=True) / count
-        # dx = slope dz + a x + b, which spares the normalised map.
-        a = -rstd.square() * mean_dn_n
-        b = -rstd * mean_dn - a * mean
-        a, b = (value.expand_as(sum_dz_n).flatten(-2) for value in (a, b))
-        dx = torch.addcmul(b, x, a).addcmul_(dz, slope)
+        factor = _grouped(scale, ctx.groups) / x.shape[1]
+        mean_dn = (factor * _grouped(sum_dz, ctx.groups)).mean(-1, keepdim=True)
+        mean_dn_n = (factor * sum_dz_n).mean(-1, keepdim=True)
+        a, b = _of_channels(-rstd.square() * mean_dn_n, x), _of_channels(-rstd * mean_dn, x)
+        dx = torch.addcmul(b, centred, a).addcmul_(dz, slope)
         return dx, dscale, dshift, None, None
 
 
@@ -121,12 +117,10 @@ def _group_mean(value: Tensor, groups: int) -> Tensor:
     return grouped if groups == value.shape[-1] else grouped.mean(-1, keepdim=True)
 
 
-def _slope_and_offset(mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """What the normalisation does to a number: slope x + offset, each (N, 1, M, C)."""
-    groups = mean.shape[-2]
-    slope = rstd * _grouped(scale, groups)
-    offset = torch.addcmul(_grouped(shift, groups), mean, slope, value=-1)
-    return slope.flatten(-2), offset.flatten(-2)
+def _of_channels(statistic: Tensor, x: Tensor) -> Tensor:
+    """(N, 1, M, G, 1) -> (N, 1, M, C), for each channel its group's."""
+    groups, channels = statistic.shape[-2], x.shape[-1]
+    return statistic.expand(*statistic.shape[:-1], channels // groups).flatten(-2)
 
 
 def _by_kernel(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
