@@ -104,8 +104,9 @@ def relative_positions(
             return torch.stack([layer.weight.T for layer in layers]), torch.stack([layer.bias for layer in layers])
 
         (W_d, b_d), (W_t, b_t), (W_out, b_out) = map(stacked, ("embed_distances", "embed_diffusion_time", "out"))
-        of_distance = distances.features @ W_d  # (nets, U, C)
-        of_time = temb @ W_t + (b_d + b_t)[:, None]  # (nets, B, C)
+        # Each bias is added for itself: autograd would hand the sum's gradient to both, as one tensor.
+        of_distance = distances.features @ W_d + b_d[:, None]  # (nets, U, C)
+        of_time = temb @ W_t + b_t[:, None]  # (nets, B, C)
         hidden = F.silu(of_distance[:, None] + of_time[:, :, None]).flatten(1, 2)
         made = torch.baddbmm(b_out[:, None], hidden, W_out)
         pairs = made.view(len(nets), len(temb), -1, channels)[:, clip, distances.index]  # (nets, B, K, K, C)

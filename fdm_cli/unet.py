@@ -104,7 +104,7 @@ class Conditions:
 
 
 def norm_silu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """SiLU(scale * GroupNorm(x) + shift) of (F, C, H, W); scale and shift (F, C), or (C,) or (1, C) for all frames."""
+    """SiLU(scale * GroupNorm(x) + shift) of (F, C, H, W); scale and shift (F, C), or (C,) for all frames."""
     frames, channels, height, width = x.shape
     tokens = x.permute(0, 2, 3, 1).reshape(frames, height * width, 1, channels)  # a view of channels_last memory
     tokens = group_norm(tokens, scale, shift, GROUPS, silu=True)
@@ -135,9 +135,7 @@ class ResidualBlock(nn.Module):
         weight, bias = affine(self.out_layers[0])
         scale, shift = self.emb_layers[1](conditions.activated).chunk(2, dim=1)
         scale, shift = weight * (1 + scale), bias * (1 + scale) + shift
-        if len(scale) > 1:
-            scale, shift = scale[conditions.clip_of_frame], shift[conditions.clip_of_frame]
-        h = norm_silu(h, scale, shift)
+        h = norm_silu(h, scale[conditions.clip_of_frame], shift[conditions.clip_of_frame])
         return second_conv(dropout(h)).add_(self.skip_connection(x))
 
 

@@ -1,5 +1,7 @@
 """The shipped network against the predecessors' figures and against the plain second implementation."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -154,3 +156,13 @@ def test_weights_are_named_as_in_the_official_format(name):
         ours = UNet(Config(model=ModelConfig(**ARCHITECTURES[name]))).state_dict()
         theirs = OracleUNet(**ARCHITECTURES[name]).state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+def test_no_two_gradients_share_memory():
+    """They are added to and clipped in place, each for itself."""
+    model = network("seed-small")
+    randomise(model)
+    call(model, inputs()).sum().backward()
+    places = [(p.grad.data_ptr(), p.grad.data_ptr() + p.grad.nbytes) for p in model.parameters()]
+    places.sort()
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))
