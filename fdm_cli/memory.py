@@ -191,7 +191,7 @@ class _Experiment:
         batch = self._line.largest(room)
         while 0 < batch <= LARGE and self.peak(batch) > room:  # a small batch may be run in another way
             batch -= 1
-        return batch
+        return batch or int(self.peak(1) <= room)  # one window alone takes less than its share of many
 
 
 class TrainingStep(_Experiment):
