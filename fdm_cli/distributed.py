@@ -81,6 +81,10 @@ class Ranks:
 
         return int(self._reduced(torch.tensor(value), "MAX"))
 
+    def smallest(self, value: int) -> int:
+        """The smallest of the ranks' numbers."""
+        return -self.largest(-value)
+
     def _reduced(self, values: torch.Tensor, operation: str) -> torch.Tensor:
         if self.size == 1:
             return values

@@ -118,7 +118,10 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     # The widest wave; every window as long as the plan allows.
     widest = max(len(wave) for wave in plan.by_wave()) * request.num_samples
     asked = request.max_batch or earlier.get("max_batch")
-    max_batch = memory_report.sampling_batch(checkpoint, asked, widest, plan.window, budget, device, output)
+    # What is free differs from process to process; how the work is divided into batches must not.
+    max_batch = ranks.smallest(
+        memory_report.sampling_batch(checkpoint, asked, widest, plan.window, budget, device, output)
+    )
     calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks) * len(timesteps)
     if request.dry_run:
         memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan.window, budget, device)

@@ -1,5 +1,6 @@
 """Training by several processes that the real torchrun starts; they talk over the loopback interface."""
 
+import json
 import os
 import signal
 import subprocess
@@ -149,3 +150,25 @@ def test_bad_usage_is_said_once(tmp_path, arguments, says):
     assert says in error
     assert "exitcode  : 2" in stderr
     assert not (tmp_path / "run").exists()
+
+
+UNLIKE = """
+import json
+import os
+from fdm_cli import budget
+from fdm_cli.cli.main import main
+
+budget.available = lambda device: budget.Budget((150, 90)[int(os.environ["RANK"])] * 10**6, "test")
+main()
+"""
+
+
+def test_processes_with_unlike_memory_share_out_the_same_batches(micro_checkpoint, tmp_path):
+    script = tmp_path / "unlike.py"
+    script.write_text(UNLIKE)
+    options = ("--scheme", "single", "--length", 16, "--num-samples", 24, "--grid", "--sampling-steps", 1, "--json")
+    sample = ("sample", "--checkpoint", micro_checkpoint, *options, "--seed", 1, "--output", tmp_path / "video.npz")
+    stdout, _ = finish(torchrun(2, *sample, script=(script,)))
+    report = json.loads(stdout)
+    assert 1 <= report["max_batch"] < 12
+    assert report["network_calls"] == -(-24 // report["max_batch"])
