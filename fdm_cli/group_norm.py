@@ -3,6 +3,8 @@
 What PyTorch offers takes three steps (normalise, scale and shift, SiLU), each of which keeps a copy of the
 feature map for the backward pass; and on a CPU its kernel for channel-last maps is slow where they are small.
 Here only the input is kept, and what the backward pass needs of the rest is computed again.
+
+A map in half precision stays so, as does the result; in between all is computed in the precision of scale and shift.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class _GroupNorm(torch.autograd.Function):
     """Statistics have the shape (N, 1, M, G, 1) throughout, what belongs to channels (N, 1, M, G, C / G)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> Tensor:
+    def forward(ctx: Any, given: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> Tensor:
+        x = given.to(scale.dtype)
         if x.shape[2] == 1 and not SMALL < x.shape[1] < LARGE:
             y, mean, rstd = _by_kernel(x, scale, shift, groups)
         else:
@@ -74,9 +77,9 @@ class _GroupNorm(torch.autograd.Function):
             y = x - _of_channels(mean, x)
             rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
             y = torch.addcmul(shift, y, (rstd * _grouped(scale, groups)).flatten(-2))
-        ctx.save_for_backward(x, mean, rstd, scale, shift)
+        ctx.save_for_backward(given, mean, rstd, scale, shift)
         ctx.groups, ctx.silu = groups, silu
-        return F.silu(y, inplace=True) if silu else y
+        return (F.silu(y, inplace=True) if silu else y).to(given.dtype)
 
     @staticmethod
     @once_differentiable
@@ -85,26 +88,27 @@ class _GroupNorm(torch.autograd.Function):
 
         dx = rstd (scale dz - <scale dz> - n <scale dz n>), where <> is the mean over what shares statistics.
         """
-        x, mean, rstd, scale, shift = ctx.saved_tensors
+        given, mean, rstd, scale, shift = ctx.saved_tensors
+        x, dy = given.to(scale.dtype), dy.to(scale.dtype)
         centred = x - _of_channels(mean, x)
         slope = (rstd * _grouped(scale, ctx.groups)).flatten(-2)
         dz = torch.ops.aten.silu_backward(dy, torch.addcmul(shift, centred, slope)) if ctx.silu else dy
         by_kernel = x.shape[2] == 1 and x.shape[1] < LARGE
         if by_kernel and len(scale) == len(shift) == 1:
             dx, dscale, dshift = _backward_by_kernel(dz, x, mean, rstd, scale.flatten())
-            return dx, dscale.view_as(scale), dshift.view_as(shift), None, None
+            return dx.to(given.dtype), dscale.view_as(scale), dshift.view_as(shift), None, None
         sum_dz = dz.sum(1, keepdim=True)
         sum_dz_n = _grouped((dz * centred).sum(1, keepdim=True), ctx.groups) * rstd
         dscale, dshift = sum_dz_n.flatten(-2).sum_to_size(scale.shape), sum_dz.sum_to_size(shift.shape)
         if by_kernel:
             dx, _, _ = _backward_by_kernel(dz * scale, x, mean, rstd, None)
-            return dx, dscale, dshift, None, None
+            return dx.to(given.dtype), dscale, dshift, None, None
         factor = _grouped(scale, ctx.groups) / x.shape[1]
         mean_dn = (factor * _grouped(sum_dz, ctx.groups)).mean(-1, keepdim=True)
         mean_dn_n = (factor * sum_dz_n).mean(-1, keepdim=True)
         a, b = _of_channels(-rstd.square() * mean_dn_n, x), _of_channels(-rstd * mean_dn, x)
         dx = torch.addcmul(b, centred, a).addcmul_(dz, slope)
-        return dx, dscale, dshift, None, None
+        return dx.to(given.dtype), dscale, dshift, None, None
 
 
 def _grouped(value: Tensor, groups: int) -> Tensor:

@@ -54,3 +54,20 @@ def test_a_constant_map_is_no_division_by_zero():
     y.sum().backward()
     assert torch.isfinite(y).all()
     assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("size", [(20, 1), (100, 1), (LARGE, 1), (16, 5)])
+def test_half_precision_maps_with_single_precision_statistics(dtype, rows, size):
+    x = (torch.randn(2, *size, 32) + 30).to(dtype).requires_grad_()  # far from zero: its squares would lose everything
+    scale, shift = (torch.randn(rows, 32, requires_grad=True) for _ in range(2))
+    weight = torch.randn(x.shape)
+    same = [value.detach().float().requires_grad_() for value in (x, scale, shift)]
+    y, expected = group_norm(x, scale, shift, 8, silu=True), group_norm(*same, 8, silu=True)
+    (y.float() * weight).sum().backward()
+    (expected * weight.to(dtype).float()).sum().backward()
+    assert y.dtype == x.grad.dtype == dtype
+    torch.testing.assert_close(y, expected.to(dtype))
+    for mine, other in zip((x, scale, shift), same, strict=True):
+        torch.testing.assert_close(mine.grad.float(), other.grad, rtol=0.02, atol=0.02 * other.grad.abs().max().item())
