@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -131,6 +132,31 @@ def denoiser(
         return output
 
     return guided
+
+
+def most_distances(plan: Plan) -> int:
+    """How many different distances between their frames the windows of one batch have at most.
+
+    They all belong to one wave. Where observed frames are chosen at run time, every distance up to the plan's reach
+    may be among them.
+    """
+    most = 0
+    for wave in plan.by_wave():
+        found: set[int] = set()
+        for number in wave:
+            stage = plan.stages[number]
+            if stage.observed is None:
+                return 2 * plan.reach + 1
+            places = (*plan.positions(stage, stage.observed), *stage.latent)
+            found |= _distances(tuple(place - places[0] for place in places))
+        most = max(most, len(found))
+    return most
+
+
+@lru_cache(4096)
+def _distances(places: tuple[int, ...]) -> frozenset[int]:
+    """Between all pairs. The windows of a long video repeat each other, shifted."""
+    return frozenset(one - other for one in places for other in places)
 
 
 def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int, guidance: float) -> float:

@@ -289,16 +289,19 @@ class SamplingCall(_Experiment):
         config: a checkpoint's.
         frames: of a window.
         latent: how many of them are latent; all, when not given, which needs the most.
+        distances: between frames, that the windows of a batch have at most, see `batch.most_distances`; when not
+            given, as many as there are in the clips that the model was trained on.
 
     Raises:
         NotCounted: see there. So do the methods.
     """
 
-    def __init__(self, config: Config, frames: int, latent: int | None = None) -> None:
+    def __init__(self, config: Config, frames: int, latent: int | None = None, distances: int | None = None) -> None:
         super().__init__()
         self._config = config
         self._frames = frames
         self._latent = frames if latent is None else latent
+        self._distances = distances or 2 * config.data.clip_length - 1
         self._ledger = Ledger()
         self._model = _ghost_model(config, self._ledger).eval()
         self._process = Process(config.diffusion)
@@ -314,7 +317,7 @@ class SamplingCall(_Experiment):
             latent = torch.arange(self._frames) >= self._frames - self._latent
             masks = {"observed_mask": ~latent.expand(batch, -1), "latent_mask": latent.expand(batch, -1)}
             indices = torch.arange(self._frames).expand(batch, -1)
-            window = _ghost_window(ledger, batch, self._frames, self._latent, batch * self._frames**2)
+            window = _ghost_window(ledger, batch, self._frames, self._latent, self._distances)
 
             def denoise(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
                 return self._model(x_t, timestep, x_0=x_0, frame_indices=indices, **masks, window=window)
@@ -365,23 +368,18 @@ def training_memory(step: TrainingStep, budget: Budget | None, device: str = "cp
     )
 
 
-def sampling_memory(
-    config: Config, batch: int, frames: int, budget: Budget | None, device: str = "cpu", latent: int | None = None
-) -> SamplingMemory:
-    """The memory of sampling `batch` windows of `frames` frames at once, against a budget and against a T4.
+def sampling_memory(call: SamplingCall, batch: int, budget: Budget | None, device: str = "cpu") -> SamplingMemory:
+    """The memory of sampling `batch` windows at once, against a budget and against a T4.
 
     Args:
-        config: a checkpoint's.
+        call: what is sampled.
         batch: windows in one network call.
-        frames: of a window.
         budget: None when it is not known. Memory that the loaded model already has must be part of it.
         device: `cuda`, `cpu` or `mps`: whose margin is added.
-        latent: see SamplingCall.
 
     Raises:
         NotCounted: the estimate could not be made.
     """
-    call = SamplingCall(config, frames, latent)
     peak = call.peak(batch)
     margin = MARGINS[device]
     return SamplingMemory(
@@ -395,13 +393,6 @@ def sampling_memory(
         largest_batch=call.largest(margin.room(budget.size)) if budget else None,
         t4=_against_t4(call, batch, 1),
     )
-
-
-def largest_sampling_batch(
-    config: Config, frames: int, budget: Budget, device: str = "cpu", latent: int | None = None
-) -> int:
-    """The most windows in one network call that fit; 0 when not even one does. Arguments as `sampling_memory`."""
-    return SamplingCall(config, frames, latent).largest(MARGINS[device].room(budget.size))
 
 
 def _against_t4(experiment: _Experiment, batch: int, parts: int) -> Standing:

@@ -45,8 +45,7 @@ class Conv3x3(nn.Conv2d):
     def _worth_it(self, x: Tensor) -> bool:
         frames, channels, height, width = x.shape
         return (
-            type(x) is Tensor  # not one without content, whose memory is counted: the tiles take little of it
-            and x.device.type == "cpu"
+            x.device.type == "cpu"
             and x.dtype == torch.float32
             and channels * self.out_channels >= FEWEST_CHANNELS * (channels + self.out_channels)
             and height % TILE == width % TILE == 0
@@ -98,7 +97,8 @@ def _chunks(x: Tensor) -> Iterator[slice]:
     """So many frames of (F, C, H, W) at once that their tiles are about TILES_AT_ONCE."""
     frames, _, height, width = x.shape
     step = max(1, TILES_AT_ONCE * TILE**2 // (height * width))
-    for start in range(0, frames, step):
+    # Of a tensor without content, whose memory is counted, the first chunk stands for all.
+    for start in range(0, frames if type(x) is Tensor else 1, step):
         yield slice(start, min(start + step, frames))
 
 
@@ -135,7 +135,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     A, G, _ = _matrices()
     frames, _, height, width = x.shape
     filters = _both_sides(G, weight.permute(2, 3, 0, 1).contiguous()).flatten(0, 1).transpose(1, 2)  # (36, C, C')
-    y = torch.empty(frames, len(weight), height, width, memory_format=torch.channels_last)
+    channels = len(weight)
+    y = x.new_empty_strided(
+        (frames, channels, height, width), (height * width * channels, 1, width * channels, channels)
+    )
     tiles_of = _InputTiles(x)
     for chunk in _chunks(x):
         products = torch.bmm(tiles_of(chunk).flatten(0, 1), filters)

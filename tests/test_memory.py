@@ -8,7 +8,7 @@ from fdm_cli import config as configuration
 from fdm_cli.batches import Batch
 from fdm_cli.budget import T4_USABLE, Budget
 from fdm_cli.dataset import open_clips
-from fdm_cli.memory import MARGINS, SamplingCall, TrainingStep, largest_sampling_batch, sampling_memory, training_memory
+from fdm_cli.memory import MARGINS, SamplingCall, TrainingStep, sampling_memory, training_memory
 from fdm_cli.trainer import Trainer
 from fdm_cli.unet import UNet
 from tests.bench import peak_bytes
@@ -148,13 +148,19 @@ def test_a_budget_and_its_margin():
 def test_sampling():
     config = config_of("micro")
     budget = Budget(10**9, "test")
-    most = largest_sampling_batch(config, 16, budget)
-    assert sampling_memory(config, most, 16, budget).fits
-    assert not sampling_memory(config, most + 1, 16, budget).fits
-    assert sampling_memory(config, 1, 16, budget).largest_batch == most
-    assert largest_sampling_batch(config, 16, budget, latent=8) >= most
-    assert largest_sampling_batch(config, 8, budget) > most
-    assert largest_sampling_batch(config, 16, Budget(1000, "test")) == 0
+    call = SamplingCall(config, 16)
+    most = sampling_memory(call, 1, budget).largest_batch
+    assert sampling_memory(call, most, budget).fits
+    assert not sampling_memory(call, most + 1, budget).fits
+    assert sampling_memory(SamplingCall(config, 16, latent=8), 1, budget).largest_batch >= most
+    assert sampling_memory(SamplingCall(config, 8), 1, budget).largest_batch > most
+    assert sampling_memory(SamplingCall(config, 16, distances=2000), 1, budget).largest_batch < most
+    assert sampling_memory(call, 1, Budget(1000, "test")).largest_batch == 0
+
+
+def test_sampling_many_windows_follows_from_few():
+    call = SamplingCall(config_of("micro"), 16, distances=319)
+    assert max(call._history(48)) == call.peak(48)
 
 
 @pytest.mark.slow

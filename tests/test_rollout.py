@@ -318,3 +318,20 @@ class TestGuidance:
         self.outputs(checkpoint, 1.5)
         self.outputs(checkpoint, 1.0)
         assert windows == [6, 4, 6]
+
+
+@pytest.mark.parametrize(("name", "given"), [("autoregressive", 0), ("keyframes", 0), ("hierarchy-2", 0), ("loop", 8)])
+def test_no_batch_has_more_distances_than_is_said(checkpoint, monkeypatch, name, given):
+    seen = []
+    window_of = batch.Window.of
+
+    def watched(*arguments, **options):
+        window = window_of(*arguments, **options)
+        seen.append(len(window.distances.features))
+        return window
+
+    monkeypatch.setattr(batch.Window, "of", staticmethod(watched))
+    frames = {frame: torch.zeros(1, 8, 8) for frame in range(given)}
+    make(checkpoint, name, 60, given=frames, samples=2, max_batch=64, sampling=sampling(1))
+    plan = planning.make(scheme.load(name), length=60, given=[(0, given)] if given else [])
+    assert max(seen) == batch.most_distances(plan)

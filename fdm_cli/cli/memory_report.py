@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from fdm_cli.checkpoint import Checkpoint
     from fdm_cli.config import Config
-    from fdm_cli.memory import SamplingMemory, TrainingMemory, TrainingStep
+    from fdm_cli.memory import SamplingCall, SamplingMemory, TrainingMemory, TrainingStep
+    from fdm_cli.plan import Plan
 
 MOST_WINDOWS = {"cpu": 16, "cuda": 64}  # in a network call; more gain nothing
 PATIENCE = 10.0  # seconds after which no further remedies are tried
@@ -83,18 +84,18 @@ def sampling_batch(
     checkpoint: Checkpoint,
     asked: int | None,
     widest: int,
-    frames: int,
+    plan: Plan,
     budget: Budget | None,
     device: torch.device,
     output: Output,
 ) -> int:
-    """How many windows of `frames` frames a network call may take: what was asked for, else the most that fits.
+    """How many windows of a plan a network call may take: what was asked for, else the most that fits.
 
     Args:
         checkpoint: the model.
         asked: `--max-batch`; None leaves it to the memory, up to MOST_WINDOWS.
         widest: windows of the plan's widest wave, all samples together: no call is larger.
-        frames: of a window.
+        plan: that is to be executed; every window counts as one of its longest.
         budget: None when the system does not say.
         device: that computes.
         output: for remarks.
@@ -107,7 +108,7 @@ def sampling_batch(
     wanted = asked or MOST_WINDOWS.get(device.type, MOST_WINDOWS["cpu"])
     batch = min(wanted, widest)
     try:
-        call = memory.SamplingCall(checkpoint.config, frames)
+        call = _sampling_call(checkpoint, plan)
         peak = call.peak(batch)
         margin = memory.MARGINS[device.type]
         if budget is None:
@@ -119,8 +120,8 @@ def sampling_batch(
             batch = batch if asked else 1
             peak, windows = call.peak(batch), f"{batch} windows" if batch > 1 else "one window"
             raise BadInput(
-                f"a network call on {windows} of {frames} frames needs {gigabytes(peak + margin.on(peak))} of memory, "
-                f"there are {gigabytes(budget.size)} ({budget.source})",
+                f"a network call on {windows} of {plan.window} frames needs {gigabytes(peak + margin.on(peak))} "
+                f"of memory, there are {gigabytes(budget.size)} ({budget.source})",
                 f"--max-batch {largest} fits" if largest else "not even one window fits; a shorter --window needs less",
             )
     except memory.NotCounted as error:
@@ -129,17 +130,24 @@ def sampling_batch(
 
 
 def sampling_plan(
-    checkpoint: Checkpoint, batch: int, frames: int, budget: Budget | None, device: torch.device
+    checkpoint: Checkpoint, batch: int, plan: Plan, budget: Budget | None, device: torch.device
 ) -> tuple[dict[str, Any] | None, str]:
     """For `--dry-run`: the memory as a plain dict, None when it cannot be estimated, and for a person."""
     from fdm_cli import memory
 
     try:
-        found = memory.sampling_memory(checkpoint.config, batch, frames, budget, device.type)
+        found = memory.sampling_memory(_sampling_call(checkpoint, plan), batch, budget, device.type)
     except memory.NotCounted as error:
         return None, error.message
     peak = f"memory of {batch} windows in a network call: {gigabytes(found.peak)}, margin {gigabytes(found.margin)}"
     return dataclasses.asdict(found), "\n".join([peak, *_standing(found, budget, "--max-batch")])
+
+
+def _sampling_call(checkpoint: Checkpoint, plan: Plan) -> SamplingCall:
+    from fdm_cli import memory
+    from fdm_cli.batch import most_distances
+
+    return memory.SamplingCall(checkpoint.config, plan.window, distances=most_distances(plan))
 
 
 def sampling_budget(option: str | None, checkpoint: Checkpoint, device: torch.device) -> Budget | None:

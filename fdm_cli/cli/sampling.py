@@ -115,16 +115,13 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     )
     sampling = batch.Sampling(step, timesteps, request.guidance)
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
-    # The widest wave; every window as long as the plan allows.
     widest = max(len(wave) for wave in plan.by_wave()) * request.num_samples
     asked = request.max_batch or earlier.get("max_batch")
     # What is free differs from process to process; how the work is divided into batches must not.
-    max_batch = ranks.smallest(
-        memory_report.sampling_batch(checkpoint, asked, widest, plan.window, budget, device, output)
-    )
+    max_batch = ranks.smallest(memory_report.sampling_batch(checkpoint, asked, widest, plan, budget, device, output))
     calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks) * len(timesteps)
     if request.dry_run:
-        memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan.window, budget, device)
+        memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan, budget, device)
         seconds = calls * batch.seconds_per_call(checkpoint, plan, request.num_samples, max_batch, request.guidance)
         _show_plan(plan, clip_length, len(timesteps), calls, seconds, memory, request, output)
         return
