@@ -160,30 +160,44 @@ def _new_folder(name: str) -> Path:
 
 
 def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, sets: list[str]) -> Config:
-    """The run's own configuration; what the command line says must agree with it, but for the number of steps."""
+    """The run's own configuration; what the command line says must agree with it.
+
+    But for the number of steps, and where the data lies: whether it is the same is seen by its content.
+    """
     import dataclasses
 
     from fdm_cli import config as configuration
 
-    if not folder.config.exists():
-        raise BadInput(f"no run to resume in {folder.path}", "leave --resume out to start one")
-    node_sets = [text for text in sets if text.startswith("training.steps=")]
-    config = configuration.load(folder.config, node_sets)
-    if preset or file or len(node_sets) < len(sets):
+    free = [text for text in sets if text.startswith(("training.steps=", "data.source="))]
+    config = _own_config(folder, free)
+    if preset or file or len(free) < len(sets):
         if file is not None:
             asked = configuration.load(file, sets)
         elif preset is not None:
             asked = configuration.load_preset(preset, sets)
         else:
-            asked = configuration.load(folder.config, sets)
+            asked = _own_config(folder, sets)
         difference = _first_difference(configuration.to_dict(config), configuration.to_dict(asked), "")
         if difference is not None and difference != "training.steps":
             raise BadInput(
                 f"{folder.path} was started with another {difference}",
-                "only --steps may change when a run is resumed; --run starts another one",
+                "only --steps and --data may change when a run is resumed; --run starts another one",
             )
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=asked.training.steps))
     return config
+
+
+def _own_config(folder: RunFolder, sets: list[str]) -> Config:
+    """What the run folder says; where it says nothing yet, its newest checkpoint."""
+    from fdm_cli import config as configuration
+    from fdm_cli import yaml_file
+
+    if folder.config.exists():
+        return configuration.load(folder.config, sets)
+    state, _ = folder.newest_state()
+    if state is None:
+        raise BadInput(f"no run to resume in {folder.path}", "leave --resume out to start one")
+    return configuration.from_node(yaml_file.from_plain(state["config"], str(folder.path)), sets)
 
 
 def _first_difference(run: dict, asked: dict, path: str) -> str | None:  # type: ignore[type-arg]

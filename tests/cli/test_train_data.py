@@ -97,7 +97,10 @@ def test_resuming_is_exact_and_wants_the_same_data(tmp_path):
     # The same files elsewhere on the disk, of another time and decoded anew, are the same data.
     (tmp_path / "data").rename(tmp_path / "before")
     shutil.copytree(tmp_path / "before", tmp_path / "data", copy_function=shutil.copyfile)
-    fdm("train", "--run", "run", "--resume", "--steps", 5, cwd=tmp_path)
+    fdm("train", "--run", "run", "--resume", "--steps", 4, "--data", "before", cwd=tmp_path)
+    # What is written in the checkpoint is enough, and so is a folder that has moved.
+    (tmp_path / "run" / "config.yaml").unlink()
+    fdm("train", "--run", "run", "--resume", "--steps", 5, "--data", "data", cwd=tmp_path)
     mine, other = (read_state(tmp_path / run / "checkpoints" / "step-00000005.pt") for run in ("run", "straight"))
     assert all(np.array_equal(mine["model"][key], other["model"][key]) for key in mine["model"])
     clips.write_pictures(tmp_path / "data" / "one-more.gif", clips.moving_square(30, 40, 40))
