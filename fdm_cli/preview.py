@@ -21,12 +21,13 @@ WINDOWS = 3  # the longest preview, in windows
 SHEET_COLUMNS = 16
 
 
-def write_preview(checkpoint: Checkpoint, path: Path) -> None:
+def write_preview(checkpoint: Checkpoint, path: Path, at_once: int = SAMPLES) -> None:
     """Samples SAMPLES videos, as long as the training clips, and writes them side by side.
 
     Args:
         checkpoint: the model, on its device.
         path: of the GIF; a contact sheet, one video a row, goes beside it as PNG.
+        at_once: windows in one network call.
 
     Raises:
         RunFailed: they cannot be written; or the model makes frames that are not numbers.
@@ -42,9 +43,8 @@ def write_preview(checkpoint: Checkpoint, path: Path) -> None:
     the_plan = plan.make(scheme.load(SCHEME), length=length, window=min(config.model.window, length))
     number = 0
     with open_writer(path, FPS, force=True) as writer:
-        for update in rollout.run(
-            checkpoint, the_plan, Sampling(samplers.make(SAMPLER), steps), seed=SEED, samples=SAMPLES
-        ):
+        sampling = Sampling(samplers.make(SAMPLER), steps)
+        for update in rollout.run(checkpoint, the_plan, sampling, seed=SEED, samples=SAMPLES, max_batch=at_once):
             for frames in update.frames:
                 pixels = video.to_uint8(frames)
                 writer.write(np.concatenate(list(pixels), axis=1))

@@ -174,12 +174,17 @@ class Trainer:
         overflow = not math.isfinite(gradient_norm) and self.scaler.get_scale() <= 1
         return not math.isfinite(loss) or overflow
 
+    @property
+    def clips_at_once(self) -> int:
+        """In one network call of a step: what the memory is known to be enough for."""
+        return self._clips_each // self.config.training.accumulation
+
     def measure_held_out(self) -> HeldOutLoss | None:
         """The held-out loss of the EMA weights; all ranks take part."""
         if self.held_out_clips is None:
             return None
-        at_once = max(1, self._clips_each // self.config.training.accumulation)
-        return held_out.measure(self.ema.module, self.process, self.config, self.held_out_clips, at_once, self.ranks)
+        model, clips = self.ema.module, self.held_out_clips
+        return held_out.measure(model, self.process, self.config, clips, self.clips_at_once, self.ranks)
 
     def checkpoint(self) -> Checkpoint:
         """The EMA weights as they are, to sample from."""
@@ -272,7 +277,7 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
             saved_at = step
         if ranks.rank == 0 and not bad_steps and _due(step, training.preview_every):
             stats = replace(stats, preview=folder.sample_path(step))
-            write_preview(trainer.checkpoint(), folder.sample_path(step))
+            write_preview(trainer.checkpoint(), folder.sample_path(step), trainer.clips_at_once)
         yield stats
         if signal_number:
             ranks.barrier()  # no rank goes, and has the others stopped by torchrun, before everything is saved
