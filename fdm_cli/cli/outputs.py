@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,8 @@ def _unused(stem: str, count: int) -> Path:
 
 def _interrupted(stem: str) -> Path | None:
     """The one name that was chosen for a run which was interrupted here; None when there is none."""
-    found = [Path(folder.name[1:].removesuffix(".work")) for folder in sorted(Path().glob(f".{stem}-*.gif.work"))]
+    chosen = re.compile(rf"\.({re.escape(stem)}-\d+\.gif)\.work")
+    found = [Path(match[1]) for folder in sorted(Path().iterdir()) if (match := chosen.fullmatch(folder.name))]
     if len(found) > 1:
         raise BadInput("several interrupted runs: " + ", ".join(map(str, found)), "--output names the one to resume")
     return found[0] if found else None
