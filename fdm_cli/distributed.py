@@ -140,7 +140,7 @@ def _failures() -> Iterator[None]:
     except RuntimeError as error:
         raise RunFailed(
             "another process of this run ended unexpectedly",
-            f"--resume goes on from the newest checkpoint ({' '.join(str(error).split())[:100]})",
+            f"--resume goes on from what was saved last ({' '.join(str(error).split())[:100]})",
         ) from error
 
 

@@ -218,5 +218,5 @@ class StopSignals:
                 self.received = byte[0]
             else:
                 # Files are replaced whole or not at all; the lock goes with the process.
-                os.write(2, b"\nerror: stopped at once; --resume goes on from the newest checkpoint\n")
+                os.write(2, b"\nerror: stopped at once; --resume goes on from what was saved last\n")
                 os._exit(128 + byte[0])
