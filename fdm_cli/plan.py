@@ -138,9 +138,6 @@ class Plan:
     waves: int
     reach: int
     _makers: Sequence[int]
-    _observers: Sequence[int]
-    _last_choosing: int
-    _last_among: int
 
     @property
     def calls(self) -> int:
@@ -161,15 +158,6 @@ class Plan:
     def makers(self) -> Sequence[int]:
         """For each frame the stage that makes it; -1 for given ones."""
         return self._makers
-
-    def last_observer(self, frame: int) -> int:
-        """The stage that observes a frame, or may, last in the order of execution (`by_wave`); -1 when none does."""
-        explicit = self._observers[frame]
-        if self._makers[frame] >= self._last_among:
-            return explicit
-        waves = self.stages.waves
-        choosing = self._last_choosing
-        return choosing if explicit < 0 else max(explicit, choosing, key=lambda stage: (waves[stage], stage))
 
     def positions(self, stage: Stage, observed: Sequence[int]) -> tuple[int, ...]:
         """Where observed frames stand in time, as the network is to see them.
@@ -249,7 +237,7 @@ def _nearest_turn(frame: int, first: int, last: int, length: int) -> int:
 
 
 class _Draft:
-    """A plan in the making: runs rounds, checks every stage, keeps count of waves and observers."""
+    """A plan in the making: runs rounds, checks every stage, keeps count of waves."""
 
     def __init__(self, scheme: Scheme, length: int, window: int, step: int, given: tuple[tuple[int, int], ...]) -> None:
         known = FrameSet(length)
@@ -260,12 +248,10 @@ class _Draft:
         self.board = rules.Board(length, window, step, scheme.closed, known, known)
         self.stages = Stages()
         self.makers = array("i", [-1]) * length
-        self.observers = array("i", [-1]) * length
         self.waves_made = array("i", [-1]) * length
         self.latest_wave = -1
         self.reach = 0
         self.places = 0
-        self.last_choosing, self.last_among = -1, -1
         self.among, self.wave_among = 0, -1
         if given:
             self.board.origin = [frame for start, stop in given for frame in range(start, stop)]
@@ -294,20 +280,13 @@ class _Draft:
         number = len(self.stages)
         observed.sort()
         self._check(where, number, observed, latent, more)
-        waves, makers, observers = self.waves_made, self.makers, self.observers
+        waves, makers = self.waves_made, self.makers
         wave = 1 + (self.wave_among if more else max(map(waves.__getitem__, observed), default=-1))
         self.board.known.add(latent)
         for frame in latent:
             waves[frame] = wave
             makers[frame] = number
         self.stages.append(observed, latent, wave, more, self.among)
-        stage_waves = self.stages.waves
-        for frame in observed:
-            last = observers[frame]
-            if last < 0 or stage_waves[last] <= wave:
-                observers[frame] = number
-        if more:
-            self.last_choosing, self.last_among = number, self.among
         self.latest_wave = max(self.latest_wave, wave)
         self._measure_reach(observed, latent, more)
 
@@ -374,7 +353,4 @@ class _Draft:
             waves=self.latest_wave + 1,
             reach=self.reach,
             _makers=self.makers,
-            _observers=self.observers,
-            _last_choosing=self.last_choosing,
-            _last_among=self.last_among,
         )

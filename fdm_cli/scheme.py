@@ -168,11 +168,6 @@ class Scheme:
         return self.given == "closed"
 
     @property
-    def uses_step(self) -> bool:
-        """Whether any rule asks for the step; `gaps` and `frames` fill the window instead."""
-        return any(item.generate.rule not in ("gaps", "frames") for item in self.rounds)
-
-    @property
     def adaptive(self) -> bool:
         """Whether observed frames are chosen at run time."""
         return any(rule.rule == "diverse" for item in self.rounds for rule in item.observe)

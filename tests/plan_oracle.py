@@ -82,7 +82,6 @@ def check(plan: Plan) -> None:
     given = {frame for start, stop in plan.given for frame in range(start, stop)}
     made_in = dict.fromkeys(given, -1)
     made_by = dict.fromkeys(given, -1)
-    last: dict[int, tuple[int, int]] = {}
     reach = 0
     for number, stage in enumerate(plan.stages):
         assert stage.latent
@@ -104,8 +103,6 @@ def check(plan: Plan) -> None:
         assert stage.wave == 1 + max((made_in[frame] for frame in needed), default=-1)
         places = [*positions, *stage.latent]
         reach = max(reach, max(places) - min(places))
-        for frame in needed:
-            last[frame] = max(last.get(frame, (-1, -1)), (stage.wave, number))
         for frame in stage.latent:
             made_in[frame] = stage.wave
             made_by[frame] = number
@@ -117,4 +114,3 @@ def check(plan: Plan) -> None:
     assert [{plan.stages[number].wave for number in wave} for wave in waves] == [{i} for i in range(plan.waves)]
     for frame in range(plan.length):
         assert plan.maker(frame) == made_by[frame]
-        assert plan.last_observer(frame) == last.get(frame, (-1, -1))[1]
