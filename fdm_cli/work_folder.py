@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from fdm_cli.errors import BadInput
 from fdm_cli.files import replacing, sync, write_failures
@@ -140,13 +140,7 @@ class WorkFolder:
         """
         with write_failures(self.path):
             self.path.mkdir(exist_ok=True)
-        lock = FileLock(self.path / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise BadInput(
-                f"{self.path}: another process is at work here", "wait for it, or name another --output"
-            ) from None
+        lock = self._lock()
         done = False
         try:
             with write_failures(self.path):
@@ -164,6 +158,20 @@ class WorkFolder:
                 if done or not self.worthwhile:
                     self._remove()
             lock.release()
+
+    def refuse_busy(self) -> None:
+        """Raises BadInput when another process works here."""
+        self._lock().release()
+
+    def _lock(self) -> BaseFileLock:
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BadInput(
+                f"{self.path}: another process is at work here", "wait for it, or name another --output"
+            ) from None
+        return lock
 
     def _check(self, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         for name, value in json.loads(json.dumps(facts)).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdm_cli.cli.render import Output
+from fdm_cli.cli.render import Output, plural
 
 if TYPE_CHECKING:
     from fdm_cli.config import Config
@@ -44,7 +44,7 @@ def about(found: Survey) -> str:
     """How much data there is, in a few words."""
     if found.unit == "digits":
         return f"{found.training + found.held_out} digits"
-    return f"{_plural(len(found.videos), 'clip')}, {_plural(found.frames, 'frame')}"
+    return f"{plural(len(found.videos), 'clip')}, {plural(found.frames, 'frame')}"
 
 
 def lines(found: Survey, config: Config, sheet: Path | None) -> list[str]:
@@ -60,16 +60,12 @@ def lines(found: Survey, config: Config, sheet: Path | None) -> list[str]:
             f"frames a second: {_counts(found.rates())}",
             *(f"left out {skipped.message}" for skipped in found.skipped),
             *([_short(found, config)] if found.short else []),
-            *([f"{_plural(found.ignored, 'other file')} in the folder"] if found.ignored else []),
+            *([f"{plural(found.ignored, 'other file')} in the folder"] if found.ignored else []),
             f"decoded into {found.cache}",
         ]
     if sheet is not None:
         result.append(f"{sheet}: training windows; observed frames blue, latent ones orange and dashed, padding bare")
     return result
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _short(found: Survey, config: Config) -> str:

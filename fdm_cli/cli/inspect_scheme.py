@@ -15,7 +15,7 @@ from fdm_cli import plan as planner
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
 from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet
-from fdm_cli.cli.render import Output
+from fdm_cli.cli.render import Output, plural
 from fdm_cli.errors import BadInput
 from fdm_cli.plan import Plan
 
@@ -78,7 +78,7 @@ def inspect_scheme(
         write(plan, plot)
         output.note(f"wrote {plot}")
     if as_json:
-        model = {} if clip_length is None else {"reach": plan.reach, "clip_length": clip_length}
+        model = {} if clip_length is None else {"clip_length": clip_length}
         output.result({**as_data(plan, with_stages=not summary), **model}, "")
     else:
         words = describe(plan, clip_length)
@@ -95,6 +95,7 @@ def as_data(plan: Plan, *, with_stages: bool = True) -> dict[str, Any]:
         "given": plan.given,
         "calls": plan.calls,
         "waves": plan.waves,
+        "reach": plan.reach,
     }
     if plan.closed:
         data["closed"] = True
@@ -118,14 +119,14 @@ def describe(plan: Plan, clip_length: int | None = None) -> str:
     counts = list(plan.stages.observed_counts)
     low, high = min(counts, default=0), max(counts, default=0)
     observed = f"{low}" if low == high else f"{low} to {high} (mean {sum(counts) / len(counts):.1f})"
-    reach = f"reach {_plural(plan.reach, 'frame')}"
+    reach = f"reach {plural(plan.reach, 'frame')}"
     if clip_length is not None:
         fits = plan.reach < clip_length
         reach += f" ({'within' if fits else 'beyond'} the {clip_length:,} frames of a training clip)"
     given = f", given {_shorten(givens.as_typed(plan.given))}" if plan.given else ""
     return (
-        f"{plan.scheme}: {_plural(plan.length, 'frame')}, window {plan.window}, step {plan.step}{given}\n"
-        f"{_plural(plan.calls, 'call')} in {_plural(plan.waves, 'wave')}, "
+        f"{plan.scheme}: {plural(plan.length, 'frame')}, window {plan.window}, step {plan.step}{given}\n"
+        f"{plural(plan.calls, 'call')} in {plural(plan.waves, 'wave')}, "
         f"observed frames per call {observed}, {reach}"
     )
 
@@ -187,10 +188,6 @@ def _shows_unicode() -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _shorten(text: str) -> str:

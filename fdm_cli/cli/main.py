@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +16,8 @@ from fdm_cli import __version__
 from fdm_cli.cli import checkpoint, extend, inspect_scheme, sample, train
 from fdm_cli.cli.options import Settings
 from fdm_cli.errors import FdmError
+
+_LOADED_SLOWLY = ("torch", "numpy")
 
 app = typer.Typer(
     name="fdm",
@@ -57,11 +60,17 @@ app.add_typer(checkpoint.app, name="checkpoint")
 def main() -> NoReturn:
     """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or input, 130 or 143 stopped by a signal."""
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _interrupt)
     settings = Settings()
+    if sys.stdout is None:
+        _fail("stdout is closed", "results go there; > /dev/null throws them away", 1)
     try:
         code = app(standalone_mode=False, obj=settings, prog_name="fdm")
-        sys.stdout.flush()
+        _flush()
     except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(error.exit_code)
         # Processes under torchrun have one command line: one of them says what is wrong with it.
         message = "" if os.environ.get("RANK", "0") != "0" else error.format_message().rstrip(".")
         _fail(message, _usage_hint(error), error.exit_code)
@@ -87,6 +96,26 @@ def _terminate(signal_number: int, _frame: object) -> NoReturn:
     raise SystemExit(128 + signal_number)
 
 
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """SIGINT as Python has it, but for the seconds in which torch is loaded: its C code drops the exception."""
+    specs = (getattr(sys.modules.get(name), "__spec__", None) for name in _LOADED_SLOWLY)
+    if any(getattr(spec, "_initializing", False) for spec in specs):
+        os.write(2, b"error: interrupted\n")
+        os._exit(130)
+    signal.default_int_handler(signal_number, frame)
+
+
+def _flush() -> None:
+    """Writes what is still to be written to stdout, if there is one."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from None
+
+
 def _fail(message: str, hint: str | None, code: int) -> NoReturn:
     """Prints the error, if it has words, and exits; stdout may be broken, so nothing more is flushed into it."""
     if message:
@@ -94,7 +123,7 @@ def _fail(message: str, hint: str | None, code: int) -> NoReturn:
     if message and hint:
         print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
     try:
-        sys.stdout.flush()
+        _flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)

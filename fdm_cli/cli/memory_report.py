@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fdm_cli.budget import T4_USABLE, Budget, parse_size
-from fdm_cli.cli.render import Output
+from fdm_cli.cli.render import Output, plural
 from fdm_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def sampling_plan(
         found = memory.sampling_memory(_sampling_call(checkpoint, plan), batch, budget, device.type)
     except memory.NotCounted as error:
         return None, error.message
-    peak = f"memory of {batch} windows in a network call: {gigabytes(found.peak)}, margin {gigabytes(found.margin)}"
+    windows = plural(batch, "window")
+    peak = f"memory of {windows} in a network call: {gigabytes(found.peak)}, margin {gigabytes(found.margin)}"
     return dataclasses.asdict(found), "\n".join([peak, *_standing(found, budget, "--max-batch")])
 
 

@@ -57,6 +57,7 @@ class Outputs:
         work = WorkFolder(first)
         earlier = work.facts() if resume or not force else None
         if earlier is not None and not resume:
+            work.refuse_busy()
             raise BadInput(
                 f"{first}: an interrupted run is kept in {work.path}", "--resume goes on with it, --force starts over"
             )

@@ -56,8 +56,14 @@ class Output:
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
         """The command's result: `data` as JSON, or `text` for a person."""
-        if not self.mute:
+        if self.mute:
+            return
+        try:
             print(json.dumps(data) if self.as_json else text, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from None
 
     @contextmanager
     def progress(self, total: int, unit: str, done: int = 0, steps: str = "") -> Iterator[Progress]:
@@ -148,3 +154,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plural(count: int, unit: str) -> str:
+    """`1 window`, `19 windows`."""
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"

@@ -14,7 +14,7 @@ from fdm_cli import __version__, scheme
 from fdm_cli.cli import memory_report
 from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
-from fdm_cli.cli.render import Output, duration
+from fdm_cli.cli.render import Output, duration, plural
 from fdm_cli.errors import BadInput, Interrupted
 
 if TYPE_CHECKING:
@@ -66,10 +66,13 @@ _DECISIVE = (
 def make_videos(request: Request, output: Output) -> None:
     """Plans, samples, writes, reports. Whatever can be refused is refused before any work is done."""
     with contextlib.ExitStack() as stack:
-        _make_videos(request, output, stack)
+        result = _make_videos(request, output, stack)
+    if result is not None:  # shown when nothing is left to be put away: stdout may be broken
+        output.result(*result)
 
 
-def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> None:
+def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str] | None:
+    """The result as JSON and as text; None for all but one of several processes."""
     plan_scheme = scheme.load(request.scheme)
     if request.checkpoint is None:
         raise BadInput(
@@ -106,8 +109,8 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     clip_length = checkpoint.config.data.clip_length
     if plan.reach >= clip_length:
         output.warn(
-            f"the scheme reaches {plan.reach + 1} frames wide, the model was trained on clips of {clip_length}: "
-            "expect poor frames"
+            f"the scheme reaches {plural(plan.reach, 'frame')}, the model was trained on clips of {clip_length}, "
+            f"which reach {clip_length - 1}: expect poor frames"
         )
     timesteps = samplers.choose_timesteps(
         checkpoint.process.timesteps,
@@ -123,8 +126,8 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     if request.dry_run:
         memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan, budget, device)
         seconds = calls * batch.seconds_per_call(checkpoint, plan, request.num_samples, max_batch, request.guidance)
-        _show_plan(plan, clip_length, len(timesteps), calls, seconds, memory, request, output)
-        return
+        would_be = _what_would_be(plan, clip_length, len(timesteps), calls, seconds, memory, request)
+        return None if ranks.rank else would_be
     choose = None
     if plan_scheme.adaptive:
         embedding = diversity.make_embedding(request.embedding, device)
@@ -169,8 +172,9 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         if files.force:
             files.work.let_replace()
     output.note(
-        f"{plan.length} frames with {plan.scheme}: {plan.calls} windows in {plan.waves} waves, {calls} network calls "
-        f"({request.sampler}, {len(timesteps)} steps), seed {seed}"
+        f"{plural(plan.length, 'frame')} with {plan.scheme}: {plural(plan.calls, 'window')} in "
+        f"{plural(plan.waves, 'wave')}, {plural(calls, 'network call')} "
+        f"({request.sampler}, {plural(len(timesteps), 'step')}), seed {seed}"
     )
     updates = stack.enter_context(
         contextlib.closing(
@@ -191,7 +195,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     if ranks.rank:
         for _ in updates:
             pass
-        return
+        return None
     side = checkpoint.config.model.image_size
     films, chosen = _write(updates, plan, side, calls, len(timesteps), fps, files, request, output)
     (report["height"], report["width"]), report["fps"] = films.size, films.fps
@@ -203,8 +207,10 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     for sample, own in enumerate(reports):
         write_report(beside(files.paths[sample], ".json"), own, _executed(plan, chosen[sample]))
     output.note(f"done in {duration(seconds)}")
-    result = dict(reports[0], outputs=[str(path) for path in files.paths])
-    output.result(result, "\n".join(map(str, files.paths)))
+    for sheet in files.sheets:
+        output.note(f"contact sheet: {sheet}")
+    paths, sheets = (list(map(str, names)) for names in (files.paths, files.sheets))
+    return dict(reports[0], outputs=paths, sheets=sheets), "\n".join(paths)
 
 
 def _outputs(request: Request, scheme_name: str) -> Outputs:
@@ -219,7 +225,7 @@ def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]
         yield replace(stage, observed=chosen[number]) if number in chosen else stage
 
 
-def _show_plan(
+def _what_would_be(
     plan: Plan,
     clip_length: int,
     steps: int,
@@ -227,8 +233,7 @@ def _show_plan(
     seconds: float,
     memory: tuple[dict[str, Any] | None, str],
     request: Request,
-    output: Output,
-) -> None:
+) -> tuple[dict[str, Any], str]:
     facts: dict[str, Any] = {
         "scheme": plan.scheme,
         "length": plan.length,
@@ -247,12 +252,13 @@ def _show_plan(
         "memory": memory[0],
     }
     text = (
-        f"{plan.length} frames with {plan.scheme} (window {plan.window}, step {plan.step}): {plan.calls} windows in "
-        f"{plan.waves} waves\n{calls} network calls ({request.sampler}, {steps} steps a window), "
-        f"about {duration(seconds)}\nreaches {plan.reach + 1} frames wide; "
-        f"the model was trained on clips of {clip_length}\n{memory[1]}"
+        f"{plural(plan.length, 'frame')} with {plan.scheme} (window {plan.window}, step {plan.step}): "
+        f"{plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}\n"
+        f"{plural(calls, 'network call')} ({request.sampler}, {plural(steps, 'step')} a window), "
+        f"about {duration(seconds)}\nreaches {plural(plan.reach, 'frame')}; "
+        f"the model was trained on clips of {clip_length}, which reach {clip_length - 1}\n{memory[1]}"
     )
-    output.result(facts, text)
+    return facts, text
 
 
 def _write(

@@ -292,7 +292,10 @@ def _train(
             _open_run(folder, trainer, found, state is not None, init_from is not None)
         total = config.training.steps
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        output.note(_what_and_where(trainer, parameters, folder))
+        if trainer.step < total:
+            output.note(_what_and_where(trainer, parameters, folder))
+        else:
+            output.note(f"{folder.path} is at step {trainer.step} already")
         began = time.monotonic()
         loss = None
         with (

@@ -1,8 +1,11 @@
 """The error boundary, start-up, streams."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +77,33 @@ def test_poor_environments(environment):
     done = fdm("inspect-scheme", "autoregressive", "--length", 160, **environment)
     assert "\x1b" not in done.stdout
     assert "19 calls" in done.stdout
+
+
+def test_without_arguments_the_help_as_it_is():
+    done = fdm(check=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("Usage: fdm [OPTIONS] COMMAND")
+    assert "inspect-scheme  Show" in done.stderr
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.7])
+def test_an_interruption_while_torch_is_loaded(seconds):
+    """Its own code drops exceptions meanwhile."""
+    command = [sys.executable, "-m", "fdm_cli", "--version"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 or (process.returncode, stderr) == (130, "error: interrupted\n")
+    assert process.returncode == 130 or seconds > 0.2  # done by then
+
+
+def test_closed_and_full_stdout():
+    closed = subprocess.run(f"{sys.executable} -m fdm_cli inspect-scheme single >&-", shell=True, cwd=ROOT,
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert (closed.returncode, closed.stderr.splitlines()[0]) == (1, "error: stdout is closed")
+    full = subprocess.run(f"{sys.executable} -m fdm_cli inspect-scheme single > /dev/full", shell=True, cwd=ROOT,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert (full.returncode, full.stderr) == (1, "error: stdout: No space left on device\n")
