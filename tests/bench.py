@@ -237,7 +237,8 @@ def rollout() -> None:
 def sampled(options: list[str], output: Path) -> tuple[float, tuple[float, float]]:
     """Runs `fdm sample`: its peak resident memory in MB, and the processor seconds that each half of it took."""
     journal = output.with_name(f".{output.name}.work") / "journal.jsonl"
-    process = subprocess.Popen([FDM, "sample", *options, "--quiet", "--force", "--output", str(output)])
+    command = [FDM, "sample", *options, "--quiet", "--force", "--output", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     times: list[tuple[int, float]] = []  # bytes of the journal, whose lines are about equally long; the time taken
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)

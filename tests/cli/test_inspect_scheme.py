@@ -40,6 +40,7 @@ def test_json_is_the_plan():
         "given": [],
         "calls": 19,
         "waves": 19,
+        "reach": 159,
     }
     made = plan.make(scheme.load("hierarchy-2"))
     assert stages == [
