@@ -29,8 +29,11 @@ def budget_of(option: str | None, device: torch.device) -> Budget | None:
     return Budget(parse_size(option), "--memory-budget") if option else budget.available(device)
 
 
-def check_training(config: Config, device: torch.device, option: str | None, output: Output, ranks: int = 1) -> None:
-    """Refuses a step that does not fit the budget, and says in one line how it stands.
+def check_training(config: Config, device: torch.device, option: str | None, output: Output, ranks: int = 1) -> str:
+    """Refuses a step that does not fit the budget.
+
+    Returns:
+        how it stands, in one line; empty when the estimate could not be made.
 
     Raises:
         BadInput: too large, with the largest batch that fits and what else would help.
@@ -46,11 +49,11 @@ def check_training(config: Config, device: torch.device, option: str | None, out
             _refuse(step, device, budget, peak)
     except memory.NotCounted as error:
         output.warn(f"{error.message}; training starts without the memory check")
-        return
+        return ""
     if budget is None:
         output.warn("the system does not say how much memory is free; training starts without the memory check")
     on_t4 = memory.MARGINS["cuda"]
-    output.note(
+    return (
         f"memory: a step needs {gigabytes(peak + margin.on(peak))}"
         + (f" of {gigabytes(budget.size)} ({budget.source})" if budget else "")
         + f"; {'fits' if on_t4.fits(peak, T4_USABLE) else 'does not fit'} a T4 "

@@ -275,7 +275,7 @@ def _train(
 
     device = ranks.device(choose_device(device_name, threads))
     check_precision(config.training.precision, device)
-    memory_report.check_training(config, device, memory_budget, output, ranks.size)
+    memory = memory_report.check_training(config, device, memory_budget, output, ranks.size)
     found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)
     clips, held_out = open_clips(config), open_clips(config, "held-out")
@@ -296,6 +296,8 @@ def _train(
             output.note(_what_and_where(trainer, parameters, folder))
         else:
             output.note(f"{folder.path} is at step {trainer.step} already")
+        if memory:
+            output.note(memory)
         began = time.monotonic()
         loss = None
         with (

@@ -220,8 +220,12 @@ def processor_seconds(*arguments: str) -> float:
 @pytest.mark.slow
 def test_answers_nearly_as_fast_as_its_packages_are_imported():
     """0.3 s on an idle machine; here in proportion, since a test machine is rarely idle."""
-    packages = processor_seconds("-c", "import typer.main, pydantic.types, yaml")
-    assert processor_seconds("-m", "fdm_cli", "inspect-scheme", "autoregressive", "--length", "160") < 2 * packages
+    bare, whole = (
+        ("-c", "import typer.main, pydantic.types, yaml"),
+        ("-m", "fdm_cli", "inspect-scheme", "autoregressive"),
+    )
+    packages, ours = (min(processor_seconds(*command) for _ in range(3)) for command in (bare, whole))
+    assert ours < 2 * packages
 
 
 @pytest.mark.slow
