@@ -128,7 +128,7 @@ def _of_channels(statistic: Tensor, x: Tensor) -> Tensor:
 
 
 def _by_kernel(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's kernel, which is the faster one for large maps: y, mean and rstd."""
+    """PyTorch's kernel, for the sizes at which it is the faster one: y, mean and rstd."""
     maps, size, _, channels = x.shape
     shared = len(scale) == len(shift) == 1
     weight, bias = (scale.flatten(), shift.flatten()) if shared else (None, None)
