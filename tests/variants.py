@@ -42,6 +42,12 @@ VARIANTS = {
     "cosine": ["diffusion.betas=cosine"],
     "normalised": ["model.attention_residual=normalised"],
     "batch-8": ["training.batch_size=8"],
+    "d": ["data.clip_length=18", "training.learning_rate=5e-4"],
+    "e": ["data.clip_length=18", "model.model_channels=128", "model.channel_mult=[1]", "model.attention_resolutions=[8]"],
+    "f": ["data.clip_length=18", "model.positions=learned"],
+    "g": ["data.clip_length=18", "model.model_channels=128", "model.channel_mult=[1]", "model.attention_resolutions=[8]", "model.positions=learned"],
+    "h": ["data.clip_length=18", "model.model_channels=96", "model.channel_mult=[1]", "model.attention_resolutions=[8]", "model.num_res_blocks=2"],
+    "i": ["data.clip_length=18", "model.model_channels=128", "model.channel_mult=[1]", "model.attention_resolutions=[8]", "training.learning_rate=2e-3"],
     "clip-160": ["data.clip_length=160"],
     "fp32": ["training.precision=fp32"],
     "rate-2e-3": ["training.learning_rate=2e-3"],
@@ -67,6 +73,8 @@ def main() -> None:
             run.save(trainer.state(), keep=1)
         recent = torch.tensor(losses[-100:]).mean()
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        for end in range(len(losses) // 10, len(losses) + 1, max(1, len(losses) // 10)):
+            print(f"  {end}: {torch.tensor(losses[max(0, end - 100) : end]).mean():.4f}")
         print(f"{name}: {parameters / 1e6:.2f} M, {trainer.step} steps, last 100 losses {recent:.4f}", flush=True)
 
 
