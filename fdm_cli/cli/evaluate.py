@@ -173,7 +173,8 @@ def evaluate(
     if data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data))
     window = config.model.window
-    evaluation.prediction_plan(window, given)
+    if parts != ("drift",):
+        evaluation.prediction_plan(window, given)
     setting = _Setting(
         checkpoint=model,
         clips=_open(config, output),
