@@ -83,7 +83,7 @@ def evaluate(
         ),
     ] = None,
     clips: Annotated[
-        int, typer.Option("--clips", metavar="N", min=1, max=100_000, help="Clips for prediction and bound.")
+        int, typer.Option("--clips", metavar="N", min=1, max=10_000, help="Clips for prediction and bound.")
     ] = 256,
     given: Annotated[
         int,
