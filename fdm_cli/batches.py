@@ -54,12 +54,15 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
     drawn from its generator, in this order.
     """
     data, model = config.data, config.model
-    places = min(model.window, data.clip_length)
+    batch_size = config.training.batch_size
+    # All windows of a batch have as many frames, whichever step their clips belong to.
+    places = min(model.window, data.spanned(first_number // batch_size))
     eps = torch.empty(size, places, model.image_channels, model.image_size, model.image_size)
     videos, windows, timesteps = [], [], []
     for place in range(size):
         draws = generator(seed, "clip", first_number + place)
-        window = sample_masks(data.clip_length, model.window, draws, data.masks)
+        spanned = data.spanned((first_number + place) // batch_size)
+        window = sample_masks(spanned, places, draws, data.masks)
         videos.append(clips.clip(draws, window.frame_indices.numpy()))
         windows.append(window)
         timesteps.append(int(torch.randint(config.diffusion.timesteps, (), generator=draws)))

@@ -45,9 +45,26 @@ class DataConfig:
 
     source: str = "moving-mnist"  # the built-in digits, or a path: a folder of videos, one video, IDX digits
     clip_length: int = limits(30, 1, 100_000)  # N, frames; schemes that reach further are out of distribution
+    first_clip_length: int = limits(0, 0, 100_000)  # frames that windows span at the first step; 0: as at the last
+    growth_steps: int = limits(0, 0, 1_000_000_000)  # over which that grows to clip_length, by equal factors
     masks: Literal["paper", "filled"] = "paper"  # how training windows are drawn: masks.sample_masks
     strict: bool = False  # an unreadable file is an error instead of being left out
     moving_mnist: MovingMnistConfig = MovingMnistConfig()
+
+    def __post_init__(self) -> None:
+        """Checks what no single field can."""
+        if bool(self.first_clip_length) != bool(self.growth_steps):
+            raise BadInput("data.first_clip_length and data.growth_steps mean something only together")
+        if self.first_clip_length > self.clip_length:
+            raise BadInput(
+                f"data.first_clip_length {self.first_clip_length} is more than data.clip_length {self.clip_length}"
+            )
+
+    def spanned(self, step: int) -> int:
+        """The number of a clip's frames, from its first, among which the windows of the step after `step` steps lie."""
+        if step >= self.growth_steps:
+            return self.clip_length
+        return round(self.first_clip_length * (self.clip_length / self.first_clip_length) ** (step / self.growth_steps))
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,7 @@ class ModelConfig:
     dropout: float = limits(0.1, 0.0, 0.99)
     patch_size: int = limits(1, 1, 16)  # the network sees patch x patch pixels as channels of one position
     attention_residual: Literal["normalised", "plain"] = "normalised"  # predecessors add to the normalised input
+    positions: Literal["none", "learned"] = "none"  # learned: the network is told where in the frame each position is
 
     def __post_init__(self) -> None:
         """Checks what no single field can."""

@@ -50,8 +50,8 @@ def measure(
         ranks: all of them call this.
     """
     device = next(model.parameters()).device
-    # As in sampling, no window has padding.
-    config = replace(config, data=replace(config.data, masks="filled"))
+    # As in sampling, no window has padding; and clips have their full length at every step of the training.
+    config = replace(config, data=replace(config.data, masks="filled", first_clip_length=0, growth_steps=0))
     timesteps = ((torch.arange(CLIPS) + 0.5) / CLIPS * process.timesteps).long()
     losses = torch.zeros(CLIPS)
     starts = range(0, CLIPS, at_once)

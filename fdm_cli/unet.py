@@ -139,6 +139,21 @@ class ResidualBlock(nn.Module):
         return second_conv(dropout(h)).add_(self.skip_connection(x))
 
 
+class Positions(nn.Module):
+    """Adds a learned vector for each position, which tells the network where in the frame it is.
+
+    Not in FDM's network, whose spatial attention knows of places only what zero padding lets convolutions guess.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(0.02 * torch.randn(channels, size, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(F, C, H, W) -> the same."""
+        return x + self.embedding
+
+
 class Downsample(nn.Module):
     """Halves height and width by a strided convolution."""
 
@@ -205,6 +220,8 @@ class UNet(nn.Module):
         resolution = model.image_size // model.patch_size
         channels = width
         encoder = [nn.ModuleList([nn.Conv2d(patched + 1, width, 3, padding=1)])]
+        if model.positions == "learned":
+            encoder[0].append(Positions(width, resolution))
         skips = [width]
         for level, mult in enumerate(model.channel_mult):
             for _ in range(model.num_res_blocks):

@@ -34,6 +34,17 @@ def test_a_batch_is_what_the_network_takes():
     assert abs(batch.eps.std() - 1) < 0.05
 
 
+def test_clips_grow_during_training():
+    sets = ["data.clip_length=160", "data.first_clip_length=10", "data.growth_steps=4", "training.batch_size=6"]
+    config = configuration.load_preset("micro", sets)
+    assert [config.data.spanned(step) for step in range(6)] == [10, 20, 40, 80, 160, 160]
+    clips = open_clips(config)
+    for step, spanned in enumerate([10, 20, 40, 80, 160, 160]):
+        batch = draw_batch(config, clips, 6 * step, 6, 0)
+        assert batch.frame_indices.shape == (6, min(16, spanned))
+        assert spanned // 2 <= batch.frame_indices.max() < spanned
+
+
 def test_the_next_one_is_made_beforehand_and_any_order_gives_the_same():
     made = []
     ahead = Ahead(lambda number: made.append((number, threading.current_thread().name)) or number * number)

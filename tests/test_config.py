@@ -51,6 +51,8 @@ def test_set_overrides():
         ("model.attention_resolutions=[7]", "which no level has", "the levels are"),
         ("model.model_channels=48", "multiple of 32", None),
         ("model.num_heads=5", "does not divide", None),
+        ("data.growth_steps=40", "only together", None),
+        ("data.first_clip_length=40", "only together", None),
         ("data.moving_mnist.canvas=40", "no multiple", "whole factor"),
         ("model.image_size=20", "cannot be halved", "multiple of 8"),
     ],
@@ -61,6 +63,11 @@ def test_a_wrong_override_says_what_and_where(override, says, hint):
     assert says in caught.value.message
     if hint:
         assert hint in caught.value.hint
+
+
+def test_clips_cannot_begin_longer_than_they_end():
+    with pytest.raises(BadInput, match=r"data\.first_clip_length 31 is more than data\.clip_length 30"):
+        configuration.load_preset("moving-mnist", ["data.first_clip_length=31", "data.growth_steps=9"])
 
 
 def test_a_wrong_file_is_quoted_with_its_line(tmp_path):

@@ -43,5 +43,10 @@ def test_it_is_the_same_for_every_seed_masks_and_number_of_clips_at_once():
     config = configuration.load_preset("micro", ("model.window=4", "data.clip_length=8"))
     model = UNet(config).eval()
     first = measure(model)
-    for again in (measure(model, 64, "training.seed=7"), measure(model, 5, "data.masks=filled")):
+    growing = ("data.first_clip_length=2", "data.growth_steps=99")
+    for again in (
+        measure(model, 64, "training.seed=7"),
+        measure(model, 5, "data.masks=filled"),
+        measure(model, 16, *growing),
+    ):
         assert torch.allclose(torch.tensor(again.quartiles), torch.tensor(first.quartiles), rtol=1e-5)

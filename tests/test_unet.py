@@ -166,3 +166,20 @@ def test_no_two_gradients_share_memory():
     places = [(p.grad.data_ptr(), p.grad.data_ptr() + p.grad.nbytes) for p in model.parameters()]
     places.sort()
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))
+
+
+def test_learned_positions_tell_places_apart():
+    """Without them the inside of a frame of one colour looks the same everywhere; with them it does not."""
+    outputs = {}
+    for positions in ("none", "learned"):
+        model = network("seed-micro", positions=positions, image_size=32, attention_resolutions=())
+        randomise(model)
+        data = inputs(size=32)
+        for name in ("x_t", "x_0"):
+            data[name] = torch.ones_like(data[name])
+        with torch.no_grad():
+            outputs[positions] = call(model, data, frames="all")
+    far_from_edges = {name: output[..., 14:18, 14:18].std((-2, -1)) for name, output in outputs.items()}
+    assert far_from_edges["none"].max() < 1e-4
+    assert far_from_edges["learned"].min() > 1e-3
+    assert [name for name, _ in model.named_parameters() if "embedding" in name] == ["input_blocks.0.1.embedding"]
