@@ -97,7 +97,7 @@ def evaluate(
     bound_timesteps: Annotated[
         int,
         typer.Option("--bound-timesteps", metavar="N", min=2, max=100_000, help="Timesteps that the bound sums over."),
-    ] = 50,
+    ] = 25,
     length: Annotated[
         int, typer.Option("--length", metavar="N", min=1, max=100_000, help="Frames of a rollout.")
     ] = 160,
