@@ -38,6 +38,17 @@ class Sampling:
     timesteps: Sequence[int]
     guidance: float = 1.0
 
+    @staticmethod
+    def of(sampler: str, steps: int | None, guidance: float, timesteps: int) -> Sampling:
+        """A sampler by its name, over `steps` of T timesteps, or the sampler's own number of them.
+
+        Raises:
+            BadInput: unknown sampler; more steps than timesteps.
+        """
+        step = samplers.make(sampler)
+        steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
+        return Sampling(step, samplers.choose_timesteps(timesteps, steps), guidance)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

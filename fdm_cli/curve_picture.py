@@ -1,4 +1,4 @@
-"""Curves as a picture: numbers over training steps, on a logarithmic scale."""
+"""Curves as a picture: numbers over training steps on a logarithmic scale, or over frames on a linear one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Curve:
 
     Attributes:
         name: what it shows.
-        points: (x, y), x ascending; y that is not positive and finite leaves a gap.
+        points: (x, y), x ascending; y that is not finite, or on a logarithmic scale not positive, leaves a gap.
         colour: of the line.
         dots: draw each point too, for few of them.
     """
@@ -34,34 +34,48 @@ class Curve:
     dots: bool = False
 
 
-def draw(curves: Sequence[Curve], x_name: str) -> Frame:
-    """Curves over a common x axis, y logarithmic; (520, 900, 3) uint8. Without any point the axes stand alone."""
-    points = [[(x, y) if 0 < y < math.inf else None for x, y in curve.points] for curve in curves]
+def draw(curves: Sequence[Curve], x_name: str, y_name: str = "", *, linear: bool = False) -> Frame:
+    """Curves over a common x axis; (520, 900, 3) uint8. Without any point the axes stand alone.
+
+    Args:
+        curves: all of them.
+        x_name: stands under the axis.
+        y_name: stands over the picture, before the names of the curves.
+        linear: else y is logarithmic.
+    """
+    least = -math.inf if linear else 0.0
+    points = [[(x, y) if least < y < math.inf else None for x, y in curve.points] for curve in curves]
     known = [point for line in points for point in line if point]
     x_low, x_high = min((x for x, _ in known), default=0), max((x for x, _ in known), default=1)
     y_low, y_high = min((y for _, y in known), default=0.1), max((y for _, y in known), default=1)
     x_high = max(x_high, x_low + 1)
-    low, high = math.log10(y_low) - 0.05, math.log10(y_high) + 0.05
+    if linear:
+        edge = 0.05 * (y_high - y_low) or 0.1
+        low, high, ticks = y_low - edge, y_high + edge, _ticks(y_low - edge, y_high + edge, least=0)
+    else:
+        low, high = math.log10(y_low) - 0.05, math.log10(y_high) + 0.05
+        ticks = _log_ticks(low, high)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low)
-        up = (math.log10(y) - low) / (high - low)
+        up = ((y if linear else math.log10(y)) - low) / (high - low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     canvas = ImageDraw.Draw(image)
     font = ImageFont.load_default(FONT_SIZE)
-    for y in _log_ticks(low, high):
+    for y in ticks:
         _, row = place(x_low, y)
         canvas.line((LEFT, row, WIDTH - RIGHT, row), GRID)
-        canvas.text((LEFT - 8, row), f"{y:g}", INK, font, anchor="rm")
+        canvas.text((LEFT - 8, row), f"{y:.6g}", INK, font, anchor="rm")
     for x in _ticks(x_low, x_high):
         column, _ = place(x, y_low)
         canvas.line((column, TOP, column, HEIGHT - BOTTOM), GRID)
         canvas.text((column, HEIGHT - BOTTOM + 8), f"{x:g}" if x < 1e6 else f"{x / 1e6:g}M", INK, font, anchor="mt")
     canvas.rectangle((LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM), outline=INK)
     canvas.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8), x_name, INK, font, anchor="mb")
-    beside = float(LEFT)
+    canvas.text((LEFT, 22), y_name, INK, font, anchor="lm")
+    beside = LEFT + (canvas.textlength(y_name, font) + 32 if y_name else 0.0)
     for curve, line in zip(curves, points, strict=True):
         _draw_line(canvas, curve, [place(*point) if point else None for point in line])
         canvas.line((beside, 22, beside + 24, 22), curve.colour, 3)
@@ -87,11 +101,11 @@ def _draw_line(canvas: ImageDraw.ImageDraw, curve: Curve, places: Sequence[tuple
             canvas.ellipse((x - 3, y - 3, x + 3, y + 3), curve.colour)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round whole numbers within [low, high]."""
+def _ticks(low: float, high: float, least: float = 1.0) -> list[float]:
+    """Four to ten round numbers within [low, high], at least `least` apart; whole ones unless that is less than 1."""
     rough = (high - low) / 8
     power = 10 ** math.floor(math.log10(rough)) if rough > 0 else 1
-    step = max(1.0, next(m * power for m in (1, 2, 5, 10) if m * power >= rough))
+    step = max(least, next(m * power for m in (1, 2, 5, 10) if m * power >= rough))
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

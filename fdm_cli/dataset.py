@@ -36,6 +36,13 @@ class Clips(Protocol):
     def clip_length(self) -> int:
         """N, the number of frames of every clip."""
 
+    @property
+    def longest(self) -> int | None:
+        """How many frames a clip can have at most; None where there is no end."""
+
+    def of_length(self, clip_length: int) -> Clips:
+        """Clips of another length from the same videos, but for those that are too short; at most `longest`."""
+
     def clip(self, generator: torch.Generator, frame_indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The frames (K,) of the clip that the generator draws, (K, H, W, C) uint8."""
 
@@ -62,6 +69,16 @@ class VideoClips:
     def _ends(self) -> NDArray[np.int64]:
         """The number of frames up to the end of each video."""
         return np.cumsum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """See Clips.longest."""
+        return int(self.lengths.max())
+
+    def of_length(self, clip_length: int) -> VideoClips:
+        """See Clips.of_length."""
+        long_enough = self.lengths >= clip_length
+        return VideoClips(self.frames, self.starts[long_enough], self.lengths[long_enough], clip_length)
 
     def clip(self, generator: torch.Generator, frame_indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """See Clips.clip."""

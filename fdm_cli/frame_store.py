@@ -26,8 +26,9 @@ class FrameStore:
 
     Args:
         shape: (C, H, W).
-        samples: S, the videos that are made side by side; they share the given frames.
-        given: frame index -> (C, H, W); asked for a frame whenever it is wanted, so it may read it from somewhere.
+        samples: S, the videos that are made side by side.
+        given: frame index -> (C, H, W), which all samples share, or (S, C, H, W), one for each; asked for a frame
+            whenever it is wanted, so it may read it from somewhere.
         path: the file, kept and used again; None is a temporary one that nobody sees.
     """
 
@@ -58,13 +59,14 @@ class FrameStore:
     def get(self, index: int, sample: int) -> Tensor:
         """One frame of one sample, (C, H, W): given, or made by now (else its content means nothing)."""
         if index in self._given:
-            return self._given[index]
+            frame = self._given[index]
+            return frame if frame.dim() == 3 else frame[sample]
         return self._read(index, sample, 1)[0]
 
     def get_all(self, index: int) -> Tensor:
         """One frame of every sample, (S, C, H, W)."""
         if index in self._given:
-            return self._given[index].expand(self._samples, -1, -1, -1)
+            return self._given[index].expand(self._samples, *self._shape)
         return self._read(index, 0, self._samples)
 
     def put(self, index: int, sample: int, frame: Tensor) -> None:

@@ -10,7 +10,7 @@ import gzip
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from io import BufferedReader
 from pathlib import Path
@@ -87,6 +87,15 @@ class MovingMnist:
     image_size: int
     image_channels: int
     clip_length: int
+
+    @property
+    def longest(self) -> None:
+        """See dataset.Clips.longest."""
+        return None
+
+    def of_length(self, clip_length: int) -> MovingMnist:
+        """See dataset.Clips.of_length."""
+        return replace(self, clip_length=clip_length)
 
     def clip(self, generator: torch.Generator, frame_indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The named frames of the clip that the generator stands for, (K, H, W, C) uint8.

@@ -84,8 +84,8 @@ def run(
         sampling: how each window is sampled.
         seed: of all random numbers.
         samples: S, videos made side by side.
-        given: frame index -> (C, H, W) float32 in [-1, 1], for every frame that the plan takes as given; may read
-            a frame from somewhere whenever it is asked for it.
+        given: frame index -> (C, H, W) float32 in [-1, 1], for every frame that the plan takes as given, or
+            (S, C, H, W), other frames for each video; may read a frame from somewhere whenever it is asked for it.
         max_batch: windows in one network call.
         choose: chooses the observed frames of stages that leave it to run time.
         work: keeps what is finished, and knows what an earlier run with the same arguments has finished; open. Of

@@ -24,6 +24,18 @@ def test_a_curve_runs_from_corner_to_corner_on_a_logarithmic_scale():
     assert rows[columns == columns.min()].mean() < middle < rows[columns == columns.max()].mean()
 
 
+def test_on_a_linear_scale_what_rises_evenly_is_straight_and_may_be_negative():
+    picture = draw([Curve("a", [(x, x - 3.0) for x in range(5)], RED)], "frame", "height", linear=True)
+    rows, columns = places(picture, RED)
+    assert columns.min() <= LEFT + 2
+    assert columns.max() >= WIDTH - RIGHT - 2
+    middle = rows[np.abs(columns - (LEFT + WIDTH - RIGHT) / 2) < 1].mean()
+    assert middle == pytest.approx((TOP + HEIGHT - BOTTOM) / 2, abs=4)
+    unnamed = draw([Curve("a", [(x, x - 3.0) for x in range(5)], RED)], "frame", linear=True)
+    assert (picture[TOP:] == unnamed[TOP:]).all()
+    assert (picture[:TOP] != unnamed[:TOP]).any()
+
+
 def test_what_is_not_a_number_leaves_a_gap():
     values = [1.0, 1.0, float("nan"), 0.1, 0.1]
     rows, _ = places(draw([Curve("a", list(enumerate(values)), BLUE)], "step"), BLUE)
@@ -34,7 +46,8 @@ def test_what_is_not_a_number_leaves_a_gap():
 @pytest.mark.parametrize(
     "points", [[], [(7, 0.5)], [(1, 0.3), (2, 0.3)], [(1, 1e-9), (10**7, 1e9)], [(1, float("inf"))]]
 )
-def test_any_points_can_be_drawn(points):
-    picture = draw([Curve("a", points, RED, dots=True), Curve("b", [], BLUE)], "step")
+@pytest.mark.parametrize("linear", [False, True])
+def test_any_points_can_be_drawn(points, linear):
+    picture = draw([Curve("a", points, RED, dots=True), Curve("b", [], BLUE)], "step", linear=linear)
     assert (picture != PAPER).any()
     assert bool(len(places(picture, RED)[0])) == any(np.isfinite(y) for _, y in points)

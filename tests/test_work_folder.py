@@ -124,3 +124,11 @@ def test_frames_come_back_as_they_were_and_given_ones_are_shared(tmp_path):
         assert torch.equal(store.get(2, 1), frames[2, 1])
         assert torch.equal(store.get_all(0), frames[0])
         assert torch.equal(store.get_all(1), given[1].expand(2, 3, 4, 4))
+
+
+def test_given_frames_may_differ_from_sample_to_sample():
+    own = torch.randn(2, 3, 4, 4)
+    with FrameStore((3, 4, 4), 2, {1: own}) as store:
+        assert torch.equal(store.get(1, 0), own[0])
+        assert torch.equal(store.get(1, 1), own[1])
+        assert torch.equal(store.get_all(1), own)

@@ -63,7 +63,7 @@ def inspect_scheme(
         _list_schemes(output)
         return
     if plot is not None:
-        _check_plot(plot, force)
+        check_plot(plot, force)
     clip_length = None
     if checkpoint is not None:
         schemes.load(name)  # a misspelt name is said before torch is loaded
@@ -171,7 +171,8 @@ def _list_schemes(output: Output) -> None:
     output.result(data, "\n".join(f"{scheme.name:<{width}}  {scheme.about}" for scheme in found))
 
 
-def _check_plot(path: Path, force: bool) -> None:
+def check_plot(path: Path, force: bool) -> None:
+    """Raises BadInput unless `--plot` names a PNG file that may be written."""
     if path.suffix.lower() != ".png":
         raise BadInput(f"--plot: {path} does not end in .png")
     if path.is_dir() or (path.exists() and not force):

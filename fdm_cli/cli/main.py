@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from fdm_cli import __version__
-from fdm_cli.cli import checkpoint, extend, inspect_scheme, sample, train
+from fdm_cli.cli import checkpoint, evaluate, extend, inspect_scheme, sample, train
 from fdm_cli.cli.options import Settings
 from fdm_cli.errors import FdmError
 
@@ -54,6 +54,7 @@ app.command()(train.train)
 app.command()(sample.sample)
 app.command()(extend.extend)
 app.command("inspect-scheme")(inspect_scheme.inspect_scheme)
+app.command()(evaluate.evaluate)
 app.add_typer(checkpoint.app, name="checkpoint")
 
 

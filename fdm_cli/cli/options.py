@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fdm_cli.errors import BadInput
+
 MAX_FRAMES = 100_000_000
 MAX_WINDOW = 4096
 
@@ -53,6 +55,16 @@ Seed = Annotated[
 TrainingSeed = Annotated[
     int | None, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Seed; default: the configuration's.")
 ]
+
+
+def model_file(option: Path | None) -> Path:
+    """The checkpoint that `--checkpoint` names. Raises BadInput when there is none."""
+    if option is None:
+        raise BadInput(
+            "no model: --checkpoint FILE is needed", "fdm train --preset micro makes a small one in a few minutes"
+        )
+    return option
+
 
 Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", metavar="FILE", help="The model.")]
 Scheme = Annotated[

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdm_cli import __version__, scheme
-from fdm_cli.cli import memory_report
+from fdm_cli.cli import memory_report, options
 from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
 from fdm_cli.cli.render import Output, duration, plural
-from fdm_cli.errors import BadInput, Interrupted
+from fdm_cli.errors import Interrupted
 
 if TYPE_CHECKING:
     from fdm_cli.films import Films
@@ -74,10 +74,7 @@ def make_videos(request: Request, output: Output) -> None:
 def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str] | None:
     """The result as JSON and as text; None for all but one of several processes."""
     plan_scheme = scheme.load(request.scheme)
-    if request.checkpoint is None:
-        raise BadInput(
-            "no model: --checkpoint FILE is needed", "fdm train --preset micro makes a small one in a few minutes"
-        )
+    model_file = options.model_file(request.checkpoint)
     import torch
 
     from fdm_cli import batch, diversity, rollout, samplers
@@ -86,7 +83,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     from fdm_cli.device import choose_device
     from fdm_cli.distributed import joined
 
-    step = samplers.make(request.sampler)
+    samplers.make(request.sampler)  # a misspelt name is said before the model is read
     diversity.check_embedding(request.embedding)
     ranks = stack.enter_context(joined())
     if ranks.rank:
@@ -95,7 +92,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     earlier = files.earlier or {}
     clips = open_clips(request.clip, plan_scheme)
     device = ranks.device(choose_device(request.device, request.threads))
-    checkpoint = load_checkpoint(request.checkpoint, device)
+    checkpoint = load_checkpoint(model_file, device)
     given = stack.enter_context(
         given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
     )
@@ -107,16 +104,11 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         given=given.spans,
     )
     clip_length = checkpoint.config.data.clip_length
-    if plan.reach >= clip_length:
-        output.warn(
-            f"the scheme reaches {plural(plan.reach, 'frame')}, the model was trained on clips of {clip_length}, "
-            f"which reach {clip_length - 1}: expect poor frames"
-        )
-    timesteps = samplers.choose_timesteps(
-        checkpoint.process.timesteps,
-        request.sampling_steps or min(samplers.DEFAULT_STEPS[request.sampler], checkpoint.process.timesteps),
+    warn_of_reach(plan, clip_length, output)
+    sampling = batch.Sampling.of(
+        request.sampler, request.sampling_steps, request.guidance, checkpoint.process.timesteps
     )
-    sampling = batch.Sampling(step, timesteps, request.guidance)
+    timesteps = sampling.timesteps
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
     widest = max(len(wave) for wave in plan.by_wave()) * request.num_samples
     asked = request.max_batch or earlier.get("max_batch")
@@ -155,7 +147,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         "embedding": request.embedding if choose else None,
         "network_calls": calls,
         "max_batch": max_batch,
-        "checkpoint": str(request.checkpoint),
+        "checkpoint": str(model_file),
         "checkpoint_sha256": checkpoint.sha256,
         "plan_sha256": rollout.digest(plan),
         "fdm": __version__,
@@ -211,6 +203,15 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         output.note(f"contact sheet: {sheet}")
     paths, sheets = (list(map(str, names)) for names in (files.paths, files.sheets))
     return dict(reports[0], outputs=paths, sheets=sheets), "\n".join(paths)
+
+
+def warn_of_reach(plan: Plan, clip_length: int, output: Output, what: str = "the scheme") -> None:
+    """Says when a plan's windows reach further than the clips that the model was trained on."""
+    if plan.reach >= clip_length:
+        output.warn(
+            f"{what} reaches {plural(plan.reach, 'frame')}, the model was trained on clips of {clip_length}, "
+            f"which reach {clip_length - 1}: expect poor frames"
+        )
 
 
 def _outputs(request: Request, scheme_name: str) -> Outputs:

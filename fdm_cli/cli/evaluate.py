@@ -1,0 +1,548 @@
+"""`fdm evaluate`: how good a model is, on clips that training never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from fdm_cli import given as givens
+from fdm_cli import scheme as schemes
+from fdm_cli.cli import memory_report, options
+from fdm_cli.cli.inspect_scheme import check_plot
+from fdm_cli.cli.render import Output, Progress, duration, plural
+from fdm_cli.cli.sampling import warn_of_reach
+from fdm_cli.errors import BadInput, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from fdm_cli.batch import Sampling
+    from fdm_cli.budget import Budget
+    from fdm_cli.checkpoint import Checkpoint
+    from fdm_cli.config import Config
+    from fdm_cli.dataset import Clips
+    from fdm_cli.evaluate import Bound, Drift, Prediction, Quality, Statistics
+    from fdm_cli.frechet import VideoFeatures
+    from fdm_cli.scheme import Scheme
+
+T = TypeVar("T")
+
+PARTS = ("prediction", "bound", "drift")
+LEAST_REAL = 64  # real clips that rollouts are compared with, or as many as there are rollouts
+NO_NETWORK = "needs --fvd-weights, a TorchScript I3D"
+FEW_VIDEOS = 256  # a Frechet distance of fewer says little
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all parts of an evaluation share."""
+
+    checkpoint: Checkpoint
+    clips: Clips
+    sampling: Sampling
+    seed: int
+    given: int
+    max_batch: int | None
+    budget: Budget | None
+    device: torch.device
+    output: Output
+
+    def batch(self, plan: Any, widest: int) -> int:
+        """How many windows of a plan go into one network call."""
+        return memory_report.sampling_batch(
+            self.checkpoint, self.max_batch, widest, plan, self.budget, self.device, self.output
+        )
+
+    def run(self, work: Generator[int, None, T], calls: int, what: str) -> T:
+        """The result of a measurement, with progress while it is made."""
+        self.output.note(f"{what}: {plural(calls, 'network call')}")
+        with self.output.progress(calls, "network calls") as progress:
+            return _drive(work, progress, what)
+
+
+def evaluate(
+    checkpoint: options.Checkpoint = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="SOURCE", help="Whose held-out clips; default: what the model was trained on."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="PARTS", help="Of prediction, bound and drift, with commas; default: all."),
+    ] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scheme", metavar="NAME|FILE", help="Of long rollouts; may be repeated; default: autoregressive."
+        ),
+    ] = None,
+    clips: Annotated[
+        int, typer.Option("--clips", metavar="N", min=1, max=10_000, help="Clips for prediction and bound.")
+    ] = 256,
+    given: Annotated[
+        int,
+        typer.Option(
+            "--given", metavar="G", min=1, max=options.MAX_WINDOW, help="Frames that a prediction starts from."
+        ),
+    ] = 8,
+    futures: Annotated[
+        int, typer.Option("--futures", metavar="N", min=1, max=1000, help="Predictions of each clip.")
+    ] = 1,
+    bound_timesteps: Annotated[
+        int,
+        typer.Option("--bound-timesteps", metavar="N", min=2, max=100_000, help="Timesteps that the bound sums over."),
+    ] = 25,
+    length: Annotated[
+        int, typer.Option("--length", metavar="N", min=1, max=100_000, help="Frames of a rollout.")
+    ] = 160,
+    rollouts: Annotated[
+        int, typer.Option("--rollouts", metavar="N", min=1, max=10_000, help="Rollouts of each scheme.")
+    ] = 8,
+    fvd_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--fvd-weights", metavar="FILE", help="TorchScript I3D, for the Frechet video distance; it is executed."
+        ),
+    ] = None,
+    sampler: options.Sampler = "ddim",
+    sampling_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--sampling-steps",
+            "--steps",
+            metavar="N",
+            min=1,
+            max=100_000,
+            help="Network calls a window; default: the sampler's.",
+        ),
+    ] = None,
+    guidance: options.Guidance = 1.0,
+    max_batch: options.MaxBatch = None,
+    embedding: options.Embedding = "pixels",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Also draw the figures, as a PNG file.")
+    ] = None,
+    force: options.Force = False,
+    memory_budget: options.MemoryBudget = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of the noise; clips are always the same.")
+    ] = 0,
+    device: options.Device = options.DeviceName.auto,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,  # noqa: ARG001
+) -> None:
+    """Measure a model on held-out clips: prediction, variational bound, drift.
+
+    Prediction is the rest of a window from its first frames, beside two baselines. The bound is in bits per dimension.
+    Drift is how the frames of long rollouts change, against real clips.
+    """
+    output = Output(json, quiet)
+    parts = _parts(only)
+    loaded = [schemes.load(name) for name in scheme or ["autoregressive"]]
+    for name, value in (("--scheme", scheme), ("--fvd-weights", fvd_weights)):
+        if value and "drift" not in parts:
+            raise BadInput(f"{name} is for drift, which --only leaves out", "--only drift")
+    names = [one.name for one in loaded]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadInput(f"--scheme: there are two of the name {twice}")
+    if plot is not None:
+        check_plot(plot, force)
+    model_file = options.model_file(checkpoint)
+
+    from fdm_cli import diversity, samplers
+    from fdm_cli import evaluate as evaluation
+    from fdm_cli.batch import Sampling
+    from fdm_cli.checkpoint import load_checkpoint
+    from fdm_cli.device import choose_device
+    from fdm_cli.frechet import VideoFeatures
+
+    samplers.make(sampler)
+    diversity.check_embedding(embedding)
+    where = choose_device(device.value, threads)
+    model = load_checkpoint(model_file, where)
+    network = VideoFeatures(fvd_weights, where) if fvd_weights else None
+    config = model.config
+    if data is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data))
+    window = config.model.window
+    if parts != ("drift",):
+        evaluation.prediction_plan(window, given)
+    setting = _Setting(
+        checkpoint=model,
+        clips=_open(config, output),
+        sampling=Sampling.of(sampler, sampling_steps, guidance, model.process.timesteps),
+        seed=seed,
+        given=given,
+        max_batch=max_batch,
+        budget=memory_report.sampling_budget(memory_budget, model, where),
+        device=where,
+        output=output,
+    )
+    prediction = _predict(setting, clips, futures) if "prediction" in parts else None
+    bound = _bound(setting, clips, bound_timesteps) if "bound" in parts else None
+    drift = None
+    if "drift" in parts:
+        drift = _drift(setting, loaded, length, rollouts, embedding, network)
+    facts: dict[str, Any] = {
+        "checkpoint": str(model_file),
+        "checkpoint_sha256": model.sha256,
+        "step": model.step,
+        "data": config.data.source,
+        "window": window,
+        "given": given,
+        "clips": clips,
+        "futures": futures,
+        "seed": seed,
+        "sampler": sampler,
+        "sampling_steps": len(setting.sampling.timesteps),
+        "guidance": guidance,
+        "device": where.type,
+        "prediction": _finite(dataclasses.asdict(prediction)) if prediction else None,
+        "bound": _finite(dataclasses.asdict(bound)) if bound else None,
+        "drift": _finite(drift.facts()) if drift else None,
+    }
+    lines = [
+        f"{model_file} after {plural(model.step, 'step')}, on held-out clips of {config.data.source}; "
+        f"{sampler}, {plural(facts['sampling_steps'], 'step')}, seed {seed}"
+    ]
+    if prediction:
+        lines += ["", *_prediction_lines(prediction, given, clips, futures)]
+    if bound:
+        lines += ["", *_bound_lines(bound, given, clips)]
+    if drift:
+        lines += ["", *drift.lines()]
+    if plot is not None:
+        _draw(plot, prediction, drift, force)
+        output.note(f"wrote {plot}")
+    output.result(facts, "\n".join(lines))
+
+
+def _parts(only: str | None) -> tuple[str, ...]:
+    """What `--only` chooses. Raises BadInput."""
+    if only is None:
+        return PARTS
+    chosen = [name.strip() for name in only.split(",")]
+    for name in chosen:
+        if name not in PARTS:
+            raise BadInput(f"--only: unknown part {name!r}", did_you_mean(name, PARTS))
+    return tuple(chosen)
+
+
+def _open(config: Config, output: Output) -> Clips:
+    """The held-out clips, decoded with progress where that has not been done; says so when training saw them too."""
+    from fdm_cli import dataset
+    from fdm_cli.cli.data_report import prepare
+
+    found = prepare(config, output)
+    if found.unit == "clips" and len(found.videos) == 1:
+        output.warn(f"{config.data.source} is one clip: nothing is held out, so training may have seen it")
+    return dataset.open_clips(config, "held-out")
+
+
+def _drive(work: Generator[int, None, T], progress: Progress, what: str) -> T:
+    """Runs a generator to its end; returns what it returns."""
+    while True:
+        try:
+            progress.update(next(work), what)
+        except StopIteration as stop:
+            return stop.value
+
+
+def _windows(setting: _Setting, count: int) -> torch.Tensor:
+    """(clips, K, C, H, W), the same for prediction and bound."""
+    import torch
+
+    from fdm_cli.evaluate import held_out_clips
+
+    return torch.stack(list(held_out_clips(setting.clips, "window", count, setting.checkpoint.config.model.window)))
+
+
+def _predict(setting: _Setting, count: int, futures: int) -> Prediction:
+    from fdm_cli import evaluate as evaluation
+    from fdm_cli import rollout
+
+    plan = evaluation.prediction_plan(setting.checkpoint.config.model.window, setting.given)
+    batch = setting.batch(plan, count)
+    calls = rollout.count_calls(plan, setting.sampling, count, batch) * len(setting.sampling.timesteps) * futures
+    work = evaluation.predict(
+        setting.checkpoint, _windows(setting, count), setting.given, setting.sampling,
+        seed=setting.seed, futures=futures, max_batch=batch,
+    )  # fmt: skip
+    return setting.run(work, calls, "prediction")
+
+
+def _bound(setting: _Setting, count: int, steps: int) -> Bound:
+    from fdm_cli import evaluate as evaluation
+    from fdm_cli import samplers
+
+    plan = evaluation.prediction_plan(setting.checkpoint.config.model.window, setting.given)
+    batch = min(setting.batch(plan, count), count)
+    total = setting.checkpoint.process.timesteps
+    if steps > total:
+        raise BadInput(f"--bound-timesteps {steps}: the model's process has {total}", f"take 2 to {total}")
+    timesteps = samplers.choose_timesteps(total, steps)
+    work = evaluation.measure_bound(
+        setting.checkpoint, _windows(setting, count), setting.given, timesteps, seed=setting.seed, max_batch=batch
+    )
+    return setting.run(work, -(-count // batch) * steps, "bound")
+
+
+@dataclass(frozen=True)
+class _Drifts:
+    """Rollouts of all schemes and what they are compared with.
+
+    Attributes:
+        length: frames of a rollout.
+        rollouts: of each scheme.
+        real_clips, real_length: how many real clips, of how many frames.
+        real: their statistics.
+        real_features: for the Frechet video distance, or None.
+        schemes: by name: calls and waves of the plan, and what was measured.
+    """
+
+    length: int
+    rollouts: int
+    real_clips: int
+    real_length: int
+    real: Statistics
+    real_features: torch.Tensor | None
+    schemes: Mapping[str, tuple[int, int, Drift]]
+
+    def fvd(self, drift: Drift) -> float | None:
+        """Frechet video distance of a scheme's rollouts to the real clips, if it can be measured."""
+        if self.why_no_fvd() or drift.features is None or self.real_features is None:
+            return None
+        from fdm_cli.frechet import frechet_distance
+
+        return frechet_distance(drift.features, self.real_features)
+
+    def why_no_fvd(self) -> str | None:
+        """None when there is one."""
+        if self.real_features is None:
+            return NO_NETWORK
+        if self.rollouts < 2:
+            return "needs at least 2 --rollouts"
+        if self.real_length != self.length:
+            return f"there are no real clips of {self.length} frames"
+        return None
+
+    def figures(self, drift: Drift) -> dict[str, dict[str, float]]:
+        """For each statistic: the first ten generated frames, the last ten, real clips, and the last to the real."""
+        from fdm_cli.evaluate import STATISTICS
+
+        made = {}
+        for name in STATISTICS:
+            first, last = (drift.statistics.mean(name, frames) for frames in (drift.first, drift.last))
+            real = self.real.mean(name)
+            made[name] = {"first": first, "last": last, "real": real, "ratio": last / real if real else math.nan}
+        return made
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "length": self.length,
+            "rollouts": self.rollouts,
+            "real_clips": self.real_clips,
+            "real_length": self.real_length,
+            "real": dataclasses.asdict(self.real),
+            "fvd_unavailable": self.why_no_fvd(),
+            "schemes": {
+                name: {
+                    "calls": calls,
+                    "waves": waves,
+                    "network_calls": drift.network_calls,
+                    "seconds": round(drift.seconds, 3),
+                    "first_frames": drift.first,
+                    "last_frames": drift.last,
+                    **self.figures(drift),
+                    "fvd": self.fvd(drift),
+                    "frames": dataclasses.asdict(drift.statistics),
+                }
+                for name, (calls, waves, drift) in self.schemes.items()
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        real = plural(self.real_clips, "real clip") + f" of {plural(self.real_length, 'frame')}"
+        lines = [f"drift: {plural(self.rollouts, 'rollout')} of {plural(self.length, 'frame')}, {real}"]
+        for name, (calls, waves, drift) in self.schemes.items():
+            first, last = len(drift.first), len(drift.last)
+            rows = [["", f"first {first}", f"last {last}", "real", "last / real"]]
+            for statistic, figures in self.figures(drift).items():
+                rows.append([WORDS[statistic], *(f"{figures[key]:.4f}" for key in ("first", "last", "real"))])
+                rows[-1].append(f"{figures['ratio']:.2f}")
+            distance = self.fvd(drift)
+            lines += [
+                f"{name}: {plural(calls, 'window')} in {plural(waves, 'wave')}, "
+                f"{plural(drift.network_calls, 'network call')}, {duration(drift.seconds)}",
+                *_columns(rows),
+                "  Frechet video distance "
+                + (f"unavailable ({self.why_no_fvd()})" if distance is None else f"{distance:.2f}"),
+            ]
+        return lines
+
+
+WORDS = {
+    "ink": "ink (mean pixel)",
+    "grey": "grey share of visible pixels",
+    "sharpness": "sharpness (gradient energy)",
+    "changed": "changed pixels a frame",
+}
+
+
+def _drift(
+    setting: _Setting, loaded: Sequence[Scheme], length: int, rollouts: int, embedding: str,
+    network: VideoFeatures | None,
+) -> _Drifts:  # fmt: skip
+    import torch
+
+    from fdm_cli import diversity, rollout
+    from fdm_cli import evaluate as evaluation
+    from fdm_cli import plan as planning
+
+    config, clips, output = setting.checkpoint.config, setting.clips, setting.output
+    plans = []
+    for scheme in loaded:
+        spans = givens.example(scheme, length=length, window=config.model.window)
+        plan = planning.make(scheme, length=length, window=config.model.window, given=spans)
+        if plan.calls == 0:
+            raise BadInput(f"{scheme.name} has nothing to make of {plural(length, 'frame')}", "a larger --length")
+        warn_of_reach(plan, config.data.clip_length, output, scheme.name)
+        plans.append((scheme, plan))
+    longest = clips.longest or length
+    real_length, real_clips = min(length, longest), max(rollouts, LEAST_REAL)
+    if real_length < length:
+        output.warn(f"no held-out clip has {length} frames: rollouts are compared with clips of {real_length}")
+    if network is not None and rollouts < FEW_VIDEOS:
+        output.warn(f"a Frechet distance of {rollouts} videos is much larger than that of many: compare equal numbers")
+    real, features = evaluation.real_statistics(
+        evaluation.held_out_clips(clips, "video", real_clips, real_length), network
+    )
+    found = {}
+    for scheme, plan in plans:
+        places = [frame for start, stop in plan.given for frame in range(start, stop)]
+        frames: dict[int, torch.Tensor] = {}
+        if places:
+            videos = [
+                video[places] for video in evaluation.held_out_clips(clips, "video", rollouts, length)
+            ]  # the whole clip is needed: given frames stand far apart
+            frames = dict(zip(places, torch.stack(videos, dim=1), strict=True))
+        batch = setting.batch(plan, max(len(wave) for wave in plan.by_wave()) * rollouts)
+        calls = rollout.count_calls(plan, setting.sampling, rollouts, batch) * len(setting.sampling.timesteps)
+        choose = None
+        if scheme.adaptive:
+            choose = diversity.Diversity(plan, diversity.make_embedding(embedding, setting.device), rollouts).choose
+        work = evaluation.roll_out(
+            setting.checkpoint, plan, setting.sampling, frames,
+            seed=setting.seed, samples=rollouts, max_batch=batch, choose=choose, network=network,
+        )  # fmt: skip
+        found[plan.scheme] = plan.calls, plan.waves, setting.run(work, calls, f"drift of {plan.scheme}")
+    return _Drifts(length, rollouts, real_clips, real_length, real, features, found)
+
+
+def _prediction_lines(prediction: Prediction, given: int, clips: int, futures: int) -> list[str]:
+    """The table of PSNR, SSIM and sharpness."""
+    horizon = len(prediction.model.psnr)
+    methods = {"model": prediction.model}
+    if futures > 1:
+        methods = {f"model, mean of {futures}": prediction.model, f"model, best of {futures}": prediction.best}
+    methods |= {"copy of the last given frame": prediction.copy_last, "mean of given frames": prediction.mean_given}
+    ahead = [f"+{frame}" for frame in range(1, horizon + 1)] if horizon <= 16 else ["+1", f"+{horizon}"]
+    columns = range(horizon) if horizon <= 16 else (0, horizon - 1)
+
+    def table(what: str, name: str, digits: int) -> list[str]:
+        rows = [[what, "all", *ahead]]
+        for method, quality in methods.items():
+            values = getattr(quality, name)
+            if values is None:
+                return [f"  {what} unavailable (frames are smaller than its window of 11 pixels)"]
+            whole = getattr(quality, f"{name}_all")
+            rows.append([method, *(f"{value:.{digits}f}" for value in (whole, *(values[at] for at in columns)))])
+        return _columns(rows)
+
+    return [
+        f"prediction of frames {given + 1} to {given + horizon} from the {given} before, "
+        f"{plural(clips, 'clip')}, {plural(futures, 'future')} each",
+        *table("PSNR (dB)", "psnr", 2),
+        *table("SSIM", "ssim", 3),
+        *table("sharpness / true", "sharpness", 2),
+    ]
+
+
+def _bound_lines(bound: Bound, given: int, clips: int) -> list[str]:
+    return [
+        f"variational bound, {plural(len(bound.timesteps), 'timestep')}, frames after {given} given ones, "
+        f"{plural(clips, 'clip')}: {bound.total:.4f} bits per dimension",
+        f"  prior {bound.prior:.6f}, divergences {bound.divergence:.4f}, decoder {bound.decoder:.4f}",
+    ]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]).rstrip() for row in rows
+    ]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for both."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0))
+TRUE = (40, 44, 52)
+
+
+def _draw(path: Path, prediction: Prediction | None, drift: _Drifts | None, force: bool) -> None:
+    """The figures as curves, a picture each, two side by side."""
+    import numpy as np
+
+    from fdm_cli import curve_picture, picture
+    from fdm_cli.curve_picture import Curve
+    from fdm_cli.evaluate import STATISTICS
+
+    pictures = []
+
+    def add(lines: Mapping[str, Sequence[float]], x_name: str, y_name: str, real: float | None = None) -> None:
+        longest = max(map(len, lines.values()))
+        curves = [
+            Curve(name, list(enumerate(values, 1)), colour, dots=len(values) <= 32)
+            for (name, values), colour in zip(lines.items(), COLOURS * len(lines), strict=False)
+        ]
+        if real is not None:
+            curves.append(Curve("real", [(1, real), (longest, real)], TRUE))
+        pictures.append(curve_picture.draw(curves, x_name, y_name, linear=True))
+
+    if prediction is not None:
+        methods: dict[str, Quality] = {
+            "model": prediction.model, "best": prediction.best, "copy": prediction.copy_last,
+            "mean": prediction.mean_given,
+        }  # fmt: skip
+        if prediction.best == prediction.model:
+            del methods["best"]
+        for name, words, real in (("psnr", "PSNR (dB)", None), ("ssim", "SSIM", None), ("sharpness", "sharpness", 1.0)):
+            values = {method: getattr(quality, name) for method, quality in methods.items()}
+            if all(line is not None for line in values.values()):
+                add(values, "frames ahead", words, real)
+    if drift is not None:
+        for name in STATISTICS:
+            lines = {scheme: getattr(found.statistics, name) for scheme, (_, _, found) in drift.schemes.items()}
+            add(lines, "frame", name, drift.real.mean(name))
+    if len(pictures) % 2 and len(pictures) > 1:
+        pictures.append(np.full_like(pictures[0], 255))
+    rows = [np.concatenate(pictures[at : at + 2], axis=1) for at in range(0, len(pictures), 2)]
+    picture.write_png(path, np.concatenate(rows), force=force)

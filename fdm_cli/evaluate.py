@@ -1,0 +1,353 @@
+"""How good a model is, on clips that training never saw: prediction, the variational bound, drift of long rollouts.
+
+Clips are numbered, and each is a function of its number alone: every model, scheme and batch size is measured on the
+same ones. The noise of a sample belongs to (seed, sample), as in `rollout`. All of it is made by the code that makes
+videos. Each measurement is a generator: it yields the network calls made so far, and returns what it found.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdm_cli import metrics, rollout, scheme
+from fdm_cli import plan as planning
+from fdm_cli.batch import Sampling, denoiser
+from fdm_cli.bound import Respaced
+from fdm_cli.checkpoint import Checkpoint
+from fdm_cli.dataset import Clips
+from fdm_cli.errors import BadInput
+from fdm_cli.frechet import VideoFeatures
+from fdm_cli.metrics import unit
+from fdm_cli.plan import Plan
+from fdm_cli.randomness import derive_seed, generator
+from fdm_cli.video import to_model
+
+ENDS = 10  # frames at the beginning and at the end of a rollout that are compared
+STATISTICS = ("ink", "grey", "sharpness", "changed")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How close frames are to the true ones, H frames ahead and over all.
+
+    Attributes:
+        psnr: (H,) dB, of the squared error averaged over all clips at each horizon.
+        psnr_all: dB, of the squared error averaged over all clips and horizons.
+        ssim: (H,), averaged over all clips; None where frames are too small for it.
+        ssim_all: over all horizons.
+        sharpness: (H,) gradient energy, as a ratio to the true frames' at the same horizon.
+        sharpness_all: the ratio over all horizons.
+    """
+
+    psnr: list[float]
+    psnr_all: float
+    ssim: list[float] | None
+    ssim_all: float | None
+    sharpness: list[float]
+    sharpness_all: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The rest of a window from its first frames.
+
+    Attributes:
+        model: averaged over all futures.
+        best: of each clip's futures the one with the least squared error (for SSIM: the greatest SSIM) over all
+            predicted frames; the same as `model` of one future.
+        copy_last: the last given frame, repeated.
+        mean_given: the mean of the given frames, repeated.
+    """
+
+    model: Quality
+    best: Quality
+    copy_last: Quality
+    mean_given: Quality
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The variational bound in bits per dimension of latent frames, averaged over clips; see `bound`.
+
+    Attributes:
+        total: the sum of the parts.
+        prior: of x_T.
+        divergence: of all steps but the last.
+        decoder: of the step to the clean frames.
+        timesteps: the chosen ones, ascending.
+        terms: (n,) for each of them, the decoder's first.
+    """
+
+    total: float
+    prior: float
+    divergence: float
+    decoder: float
+    timesteps: tuple[int, ...]
+    terms: list[float]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the frames of videos look like, frame by frame, averaged over the videos; see `metrics`.
+
+    Attributes:
+        ink: mean pixel.
+        grey: of the pixels above 0.1 the share between 0.25 and 0.75.
+        sharpness: gradient energy.
+        changed: share of pixels that differ by more than 0.1 from the frame before; NaN of the first frame.
+    """
+
+    ink: list[float]
+    grey: list[float]
+    sharpness: list[float]
+    changed: list[float]
+
+    def mean(self, name: str, frames: Sequence[int] | None = None) -> float:
+        """Of one statistic over some frames, or all; frames without a value are left out."""
+        values = getattr(self, name)
+        known = [values[frame] for frame in (range(len(values)) if frames is None else frames)]
+        known = [value for value in known if not math.isnan(value)]
+        return sum(known) / len(known) if known else math.nan
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Long rollouts of one scheme.
+
+    Attributes:
+        statistics: of all frames.
+        first, last: the first and the last ten frames that were generated.
+        network_calls: batched ones, as they were made.
+        seconds: of making them.
+        features: (videos, F) for the Frechet video distance; None when that is not measured.
+    """
+
+    statistics: Statistics
+    first: list[int]
+    last: list[int]
+    network_calls: int
+    seconds: float
+    features: Tensor | None
+
+
+def held_out_clips(clips: Clips, what: str, count: int, length: int, first: int = 0) -> Iterator[Tensor]:
+    """Clips number `first`, `first` + 1, ..., each (N, C, H, W) float32 in [-1, 1].
+
+    Args:
+        clips: the held-out ones.
+        what: they are for; another word is another stream of clips.
+        count: how many.
+        length: N.
+        first: number of the first.
+
+    Raises:
+        BadInput: no video is so long.
+    """
+    if clips.longest is not None and clips.longest < length:
+        raise BadInput(f"no held-out clip has {length} frames; the longest has {clips.longest}")
+    source = clips.of_length(length)
+    for number in range(first, first + count):
+        yield to_model(source.clip(generator("evaluate", what, number), np.arange(length)))
+
+
+def prediction_plan(window: int, given: int) -> Plan:
+    """One window: its first `given` frames are observed, the others latent. BadInput unless 1 <= given < window."""
+    if not 1 <= given < window:
+        raise BadInput(f"{given} given frames of a window of {window}", f"--given takes 1 to {window - 1}")
+    return planning.make(scheme.load("single"), length=window, window=window, given=((0, given),))
+
+
+def predict(
+    checkpoint: Checkpoint, true: Tensor, given: int, sampling: Sampling, *, seed: int, futures: int, max_batch: int
+) -> Generator[int, None, Prediction]:
+    """Predicts the rest of windows from their first frames.
+
+    Args:
+        checkpoint: the model.
+        true: (clips, K, C, H, W) in [-1, 1], whole windows.
+        given: G, how many of their frames are observed.
+        sampling: how.
+        seed: of the noise; a clip's f-th future depends on the seed, f and the clip's number only.
+        futures: how often each clip is continued.
+        max_batch: windows in one network call.
+    """
+    count, window = true.shape[:2]
+    plan = prediction_plan(window, given)
+    observed = {frame: true[:, frame] for frame in range(given)}
+    truth = unit(true)
+    with_ssim = min(true.shape[-2:]) >= metrics.SSIM_WINDOW
+    horizon = window - given
+    errors, similarities, sharpnesses = (torch.zeros(futures, count, horizon) for _ in range(3))
+    calls = before = 0
+    for future in range(futures):
+        frame = 0
+        of_future = derive_seed(seed, "future", future)
+        for update in rollout.run(
+            checkpoint, plan, sampling, seed=of_future, samples=count, given=observed, max_batch=max_batch
+        ):
+            for made in update.frames:
+                if frame >= given:
+                    ahead = frame - given
+                    errors[future, :, ahead] = metrics.squared_error(unit(made), truth[:, frame])
+                    sharpnesses[future, :, ahead] = metrics.sharpness(unit(made))
+                    if with_ssim:
+                        similarities[future, :, ahead] = metrics.ssim(unit(made), truth[:, frame])
+                frame += 1
+            calls = before + update.network_calls
+            yield calls
+        before = calls
+    rest = truth[:, given:]
+    sharp = metrics.sharpness(rest)
+    each = torch.arange(count)
+    nearest, likest = errors.mean(2).argmin(0), similarities.mean(2).argmax(0)
+
+    def baseline(frame: Tensor) -> Quality:
+        frames = frame[:, None].expand_as(rest)
+        similarity = metrics.ssim(frames, rest) if with_ssim else None
+        return _quality(metrics.squared_error(frames, rest), similarity, metrics.sharpness(frames), sharp)
+
+    return Prediction(
+        _quality(errors.mean(0), similarities.mean(0) if with_ssim else None, sharpnesses.mean(0), sharp),
+        _quality(
+            errors[nearest, each],
+            similarities[likest, each] if with_ssim else None,
+            sharpnesses[nearest, each],
+            sharp,
+        ),
+        baseline(truth[:, given - 1]),
+        baseline(truth[:, :given].mean(1)),
+    )
+
+
+def _quality(errors: Tensor, similarities: Tensor | None, sharpness: Tensor, true_sharpness: Tensor) -> Quality:
+    """From (clips, H) each."""
+    return Quality(
+        psnr=[metrics.psnr(error) for error in errors.double().mean(0).tolist()],
+        psnr_all=metrics.psnr(float(errors.double().mean())),
+        ssim=None if similarities is None else similarities.mean(0).tolist(),
+        ssim_all=None if similarities is None else float(similarities.mean()),
+        sharpness=(sharpness.mean(0) / true_sharpness.mean(0)).tolist(),
+        sharpness_all=float(sharpness.mean() / true_sharpness.mean()),
+    )
+
+
+def measure_bound(
+    checkpoint: Checkpoint, true: Tensor, given: int, timesteps: Sequence[int], *, seed: int, max_batch: int
+) -> Generator[int, None, Bound]:
+    """The bound on the frames of windows that follow the given ones; see `bound` for the conventions.
+
+    Args:
+        checkpoint: the model; guidance is no part of the bound.
+        true: (clips, K, C, H, W) in [-1, 1], whole windows.
+        given: G, how many of their frames are observed.
+        timesteps: at least two of 0..T-1; two figures compare only if these are the same.
+        seed: of the noise, which belongs to (seed, clip, timestep).
+        max_batch: windows in one network call.
+    """
+    respaced = Respaced.of(checkpoint.process, timesteps)
+    device = next(checkpoint.model.parameters()).device
+    count, window = true.shape[:2]
+    nats = torch.zeros(len(respaced.timesteps), dtype=torch.float64)
+    prior, calls = 0.0, 0
+    for start in range(0, count, max_batch):
+        x_0 = true[start : start + max_batch]
+        places = torch.arange(window).expand(len(x_0), -1)
+        observed = places < given
+        latent_x_0 = x_0[:, given:].double()
+        prior += float(respaced.prior(latent_x_0).mean(dim=(1, 2, 3, 4)).sum())
+        with torch.inference_mode():
+            clean, indices, mask = (tensor.to(device) for tensor in (x_0, places, observed))
+            denoise = denoiser(checkpoint.model, clean, indices, mask, ~mask, guidance=1.0)
+            for i, t in enumerate(respaced.timesteps):
+                draws = [generator(seed, "bound", start + row, t) for row in range(len(x_0))]
+                eps = torch.stack([torch.randn(x_0.shape[1:], generator=draw) for draw in draws])
+                timestep = torch.full((len(x_0),), t)
+                x_t = checkpoint.process.q_sample(x_0, timestep, eps)
+                output = denoise(x_t.to(device), timestep.to(device)).cpu()
+                estimate = checkpoint.process.predict_x_0(x_t, timestep, output)
+                latents = (tensor[:, given:].double() for tensor in (x_t, estimate))
+                nats[i] += respaced.term(i, latent_x_0, *latents).mean(dim=(1, 2, 3, 4)).sum()
+                calls += 1
+                yield calls
+    terms = (nats / count / math.log(2)).tolist()
+    prior = prior / count / math.log(2)
+    return Bound(sum(terms) + prior, prior, sum(terms[1:]), terms[0], respaced.timesteps, terms)
+
+
+def real_statistics(videos: Iterator[Tensor], network: VideoFeatures | None) -> tuple[Statistics, Tensor | None]:
+    """The statistics of real videos (N, C, H, W) in [-1, 1], all of one length, and their features (videos, F)."""
+    rows, features = [], []
+    for video in videos:
+        frames = unit(video)
+        changed = metrics.changed_share(frames[1:], frames[:-1])
+        rows.append(_look(frames, torch.cat([torch.full((1,), math.nan), changed])))
+        if network is not None:
+            features.append(network(frames))
+    return _statistics(torch.stack(rows, dim=1)), torch.stack(features) if features else None
+
+
+def _look(frames: Tensor, changed: Tensor) -> Tensor:
+    """The statistics of frames (n, C, H, W), the last of them measured already, as (4, n)."""
+    return torch.stack([metrics.ink(frames), metrics.grey_share(frames), metrics.sharpness(frames), changed])
+
+
+def _statistics(values: Tensor) -> Statistics:
+    """Means of (4, videos, N) over the videos that have a value."""
+    return Statistics(*values.nanmean(1).tolist())
+
+
+def roll_out(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    sampling: Sampling,
+    given: Mapping[int, Tensor],
+    *,
+    seed: int,
+    samples: int,
+    max_batch: int,
+    choose: rollout.Choose | None,
+    network: VideoFeatures | None,
+) -> Generator[int, None, Drift]:
+    """Makes long videos and measures every frame as it is made.
+
+    Args:
+        checkpoint: the model.
+        plan: of the scheme.
+        sampling: how.
+        given: frame -> (samples, C, H, W), for every frame that the plan takes as given.
+        seed: of the noise.
+        samples: how many videos.
+        max_batch: windows in one network call.
+        choose: for adaptive schemes.
+        network: gives features for the Frechet video distance; None measures none.
+    """
+    rows: list[Tensor] = []  # (4, samples) a frame
+    before: Tensor | None = None
+    whole: list[Tensor] = []  # (samples, C, H, W) uint8; only where the videos are needed as a whole
+    calls, began = 0, time.perf_counter()
+    for update in rollout.run(
+        checkpoint, plan, sampling, seed=seed, samples=samples, given=given, max_batch=max_batch, choose=choose
+    ):
+        for frame in update.frames:
+            seen = unit(frame)
+            unknown = torch.full((samples,), math.nan)
+            rows.append(_look(seen, unknown if before is None else metrics.changed_share(seen, before)))
+            before = seen
+            if network is not None:
+                whole.append((seen * 255).round().byte())
+        calls = update.network_calls
+        yield calls
+    seconds = time.perf_counter() - began
+    features = None
+    if network is not None:
+        videos = torch.stack(whole, dim=1)
+        features = torch.stack([network(video.float() / 255) for video in videos])
+    made = [frame for frame in range(plan.length) if plan.maker(frame) >= 0]
+    return Drift(_statistics(torch.stack(rows, dim=2)), made[:ENDS], made[-ENDS:], calls, seconds, features)

@@ -1,0 +1,135 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import fdm
+
+
+class Network(torch.nn.Module):
+    """What an I3D looks like from outside."""
+
+    def forward(self, x, rescale: bool = True, resize: bool = True, return_features: bool = False):
+        assert return_features
+        assert not rescale
+        assert not resize
+        return torch.nn.functional.adaptive_avg_pool3d(x, [1, 2, 2]).flatten(1)
+
+
+FAST = ("--steps", 2, "--clips", 4, "--bound-timesteps", 3, "--length", 24, "--rollouts", 2)
+
+
+@pytest.fixture
+def evaluate(micro_checkpoint, tmp_path):
+    def run(*arguments, check=0):
+        return fdm("evaluate", "--checkpoint", micro_checkpoint, *FAST, *arguments, cwd=tmp_path, check=check)
+
+    return run
+
+
+@pytest.mark.slow
+def test_everything(evaluate, tmp_path):
+    done = evaluate("--futures", 3, "--scheme", "autoregressive", "--scheme", "bridge", "--json", "--plot", "a.png")
+    found = json.loads(done.stdout)
+    assert (found["window"], found["given"], found["clips"], found["sampling_steps"]) == (16, 8, 4, 2)
+    prediction = found["prediction"]
+    for name in ("model", "best", "copy_last", "mean_given"):
+        assert len(prediction[name]["psnr"]) == len(prediction[name]["ssim"]) == len(prediction[name]["sharpness"]) == 8
+        assert 0 < prediction[name]["psnr_all"] < 60
+    assert prediction["best"]["psnr_all"] > prediction["model"]["psnr_all"]
+    assert prediction["copy_last"]["psnr"][0] > prediction["copy_last"]["psnr"][7]  # digits move
+    bound = found["bound"]
+    assert bound["timesteps"] == [0, 500, 999]
+    assert bound["total"] == pytest.approx(bound["prior"] + bound["divergence"] + bound["decoder"])
+    assert bound["total"] > 0
+    drift = found["drift"]
+    assert (drift["length"], drift["rollouts"], drift["real_length"]) == (24, 2, 24)
+    assert drift["fvd_unavailable"].startswith("needs --fvd-weights")
+    assert list(drift["schemes"]) == ["autoregressive", "bridge"]
+    for scheme in drift["schemes"].values():
+        assert scheme["fvd"] is None
+        assert scheme["seconds"] > 0
+        for name in ("ink", "grey", "sharpness", "changed"):
+            assert len(scheme["frames"][name]) == 24
+            figures = scheme[name]
+            assert figures["ratio"] == pytest.approx(figures["last"] / figures["real"])
+            assert math.isfinite(figures["first"])
+    assert drift["schemes"]["autoregressive"]["network_calls"] == 2 * 2
+    # Given frames are real clips and no part of the figures.
+    assert drift["schemes"]["bridge"]["first_frames"][0] > 0
+    assert drift["schemes"]["bridge"]["frames"]["ink"][0] < 0.06
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == 1800
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.slow
+def test_a_part_as_a_table_is_the_same_again_and_for_any_batch(evaluate):
+    first, again = (evaluate("--only", "prediction", *more).stdout for more in ((), ("--max-batch", 3)))
+    assert first == again
+    lines = first.splitlines()
+    assert lines[0].endswith("on held-out clips of moving-mnist; ddim, 2 steps, seed 0")
+    assert "PSNR (dB)" in first
+    assert "copy of the last given frame" in first
+    assert "bits per dimension" not in first
+    assert "drift" not in first
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_frechet_distance_with_a_network_and_without(evaluate, tmp_path):
+    torch.jit.script(Network()).save(tmp_path / "i3d.pt")
+    done = evaluate("--only", "drift", "--fvd-weights", "i3d.pt", "--json")
+    assert "compare equal numbers" in done.stderr
+    drift = json.loads(done.stdout)["drift"]
+    assert drift["fvd_unavailable"] is None
+    assert drift["schemes"]["autoregressive"]["fvd"] > 0
+    table = evaluate("--only", "drift").stdout
+    assert "Frechet video distance unavailable (needs --fvd-weights" in table
+
+
+@pytest.mark.slow
+def test_videos_of_the_user_that_are_shorter_than_a_rollout(evaluate, tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "clips.npy", rng.integers(0, 255, (12, 21, 16, 16), np.uint8))
+    done = evaluate("--data", "clips.npy", "--json", "-q")
+    assert "no held-out clip has 24 frames: rollouts are compared with clips of 21" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["data"] == "clips.npy"
+    assert found["drift"]["real_length"] == 21
+    assert np.mean(found["drift"]["real"]["ink"]) == pytest.approx(0.5, abs=0.02)
+    done = evaluate("--data", "clips.npy", "--only", "drift", "--scheme", "bridge", check=2)
+    assert done.stderr.splitlines()[-1].startswith("error: no held-out clip has 24 frames; the longest has 21")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--only", "predicton"), "unknown part 'predicton'"),
+        (("--given", "16"), "16 given frames of a window of 16"),
+        (("--only", "bound", "--scheme", "autoregressive"), "--scheme is for drift"),
+        (("--scheme", "loop", "--scheme", "loop"), "two of the name loop"),
+        (("--only", "bound", "--bound-timesteps", "1001"), "the model's process has 1000"),
+        (("--only", "drift", "--scheme", "single"), "single"),
+        (("--data", "missing"), "no such file: missing"),
+        (("--fvd-weights", "missing.pt"), "no such file: missing.pt"),
+        (("--plot", "a.gif"), "does not end in .png"),
+        (("--only", "prediction", "--memory-budget", "1MB"), "of memory"),
+    ],
+)
+@pytest.mark.slow
+def test_bad_usage(evaluate, tmp_path, arguments, says):
+    done = evaluate(*arguments, check=2)
+    error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert says in error
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_checkpoint(tmp_path):
+    done = fdm("evaluate", cwd=tmp_path, check=2)
+    assert done.stderr.startswith("error: no model: --checkpoint FILE is needed")
