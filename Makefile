@@ -19,7 +19,7 @@ demo: .venv/installed        ## train a tiny model on real digits, sample 160 fr
 	@echo "the model, the videos and their contact sheets (*.sheet.png) are in demo/"
 
 test: .venv/installed        ## the complete tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: .venv/installed       ## lint, types, and the tests that take seconds
 	$(BIN)/ruff check .

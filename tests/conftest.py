@@ -1,25 +1,34 @@
 """Shared fixtures: a micro checkpoint trained once by the real command, and the command itself."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import command
+from tests.command import ROOT as ROOT
 
 
-def fdm(*arguments: object, cwd: Path | None = None, check: int | None = 0, **environment: str):
-    """Runs the real command in a process of its own; `check` is the exit code that is expected."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100", **environment}
-    for name in ("FORCE_COLOR", "GITHUB_ACTIONS"):
-        env.pop(name, None)
-    command = [sys.executable, "-m", "fdm_cli", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+def fdm(*arguments: object, cwd: Path | None = None, check: int | None = 0, anew: bool = False, **environment: str):
+    """Runs the real command in a process of its own; `check` is the exit code that is expected.
+
+    `anew` starts an interpreter for it, see `tests.command`.
+    """
+    if anew:
+        done = command.anew(*arguments, cwd=cwd, **environment)
+    else:
+        started = command.Command(*arguments, cwd=cwd, **environment)
+        stdout, stderr = started.communicate(timeout=300)
+        done = subprocess.CompletedProcess(arguments, started.returncode, stdout, stderr)
     if check is not None:
         assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left():
+    yield
+    command.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,7 +43,7 @@ def _cache_of_its_own(tmp_path_factory):
 def micro_run(tmp_path_factory) -> Path:
     """A run folder of `micro`, trained for a few steps."""
     folder = tmp_path_factory.mktemp("micro") / "run"
-    fdm("train", "--preset", "micro", "--steps", 8, "--run", folder, "--quiet")
+    fdm("train", "--preset", "micro", "--steps", 8, "--run", folder, "--quiet", anew=True)
     return folder
 
 

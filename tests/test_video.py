@@ -411,10 +411,10 @@ def claims(shape, descr="|u1"):
 )
 def test_unusable_files_are_refused_before_decoding(tmp_path, name, data, says):
     (tmp_path / name).write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(BadInput, match=says) as caught:
         video.read(tmp_path / name)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert name in caught.value.message
     assert "\n" not in caught.value.message
 

@@ -56,10 +56,10 @@ def test_alias_bomb_is_refused_at_once():
     bomb = "a: &a [x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
     )
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(BadInput):
         parse(bomb, "bomb.yaml")
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_deep_nesting_is_an_error_not_a_crash():

@@ -16,7 +16,7 @@ def test_info(micro_checkpoint):
     seed = json.loads(fdm("checkpoint", "info", SEED, "--json").stdout)
     assert (seed["format"], seed["step"], seed["resumable"]) == ("seed", 1234, False)
     assert seed["config"]["model"]["model_channels"] == 32
-    own = fdm("checkpoint", "info", micro_checkpoint).stdout
+    own = fdm("checkpoint", "info", micro_checkpoint, anew=True).stdout
     assert "fdm checkpoint after 8 steps" in own
     assert "training can be resumed from it" in own
 

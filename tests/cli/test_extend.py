@@ -30,7 +30,7 @@ def clip(tmp_path):
 def test_the_clip_s_own_frames_come_first_and_untouched(micro_checkpoint, clip, tmp_path):
     done = fdm(
         "extend", "clip.gif", "--length", 64, "--checkpoint", micro_checkpoint, *FAST, "-o", "out.npz", "--json",
-        cwd=tmp_path,
+        cwd=tmp_path, anew=True,
     )  # fmt: skip
     result = json.loads(done.stdout)
     assert result["frames"] == 64

@@ -9,22 +9,14 @@ import pytest
 
 from fdm_cli import plan, scheme
 from fdm_cli.cli.inspect_scheme import describe
+from tests import conftest
 
 FORBIDDEN = {"torch", "imageio", "numpy", "PIL", "rich"}
 
 
 def fdm(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
-    names = ("PATH", "HOME", "PYTHONPATH", "VIRTUAL_ENV")
-    env = {name: os.environ[name] for name in names if name in os.environ}
-    return subprocess.run(
-        [sys.executable, "-m", "fdm_cli", "inspect-scheme", *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        cwd=cwd,
-        env=env | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
-        timeout=60,
-    )
+    anew = not environment.keys() <= {"COLUMNS"}  # how a stream is encoded is settled when the interpreter starts
+    return conftest.fdm("inspect-scheme", *arguments, cwd=cwd, check=None, anew=anew, **environment)
 
 
 def test_json_is_the_plan():
@@ -108,7 +100,7 @@ def test_the_picture_in_a_terminal_without_unicode():
 @pytest.mark.parametrize("columns", [1, 30, 80, 200])
 @pytest.mark.parametrize("arguments", [["keyframes"], ["adaptive-hierarchy-2", "--length", "3000", "--given", "1"]])
 def test_the_picture_fits_the_terminal(arguments, columns):
-    done = fdm(*arguments, COLUMNS=str(columns), LC_ALL="C.UTF-8")
+    done = fdm(*arguments, COLUMNS=str(columns))
     assert done.returncode == 0
     drawn, _, _ = done.stdout.partition("\n\n")
     assert max(map(len, drawn.splitlines())) <= max(columns, 20)

@@ -29,7 +29,7 @@ def test_help_imports_neither_torch_nor_imageio(arguments):
 
 
 def test_version_names_torch_and_the_device():
-    done = fdm("--version")
+    done = fdm("--version", anew=True)
     assert done.stdout.startswith("fdm ")
     assert "torch 2." in done.stdout
     assert "device " in done.stdout
@@ -74,7 +74,7 @@ def test_completion_is_offered(shell):
 
 @pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"COLUMNS": "30"}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_poor_environments(environment):
-    done = fdm("inspect-scheme", "autoregressive", "--length", 160, **environment)
+    done = fdm("inspect-scheme", "autoregressive", "--length", 160, anew=True, **environment)
     assert "\x1b" not in done.stdout
     assert "19 calls" in done.stdout
 

@@ -1,27 +1,17 @@
 """`sample` and `extend` that are stopped, for real, and go on."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, fdm
+from tests.command import Command
+from tests.conftest import fdm
 
 pytestmark = pytest.mark.slow
-
-
-def start(*arguments, cwd):
-    """The real command, running; what it says goes to a file."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "fdm_cli", *map(str, arguments)]
-    with (cwd / "stderr.txt").open("w") as stderr:
-        return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=stderr)
 
 
 def stop(process, folder, signal_number, rounds=1, delay=0.0):
@@ -58,14 +48,14 @@ def test_stopped_at_random_moments_it_gives_the_same_bytes(micro_checkpoint, tmp
     command = ("sample", *common, "-o", "video.npz")
     chance = random.Random(f"{signal_number} {options}")
     work = tmp_path / ".video.npz.work"
-    code = stop(start(*command, "--seed", 5, cwd=tmp_path), work, signal_number, delay=chance.random())
+    code = stop(Command(*command, "--seed", 5, cwd=tmp_path), work, signal_number, delay=chance.random())
     for _ in range(2):
         if code:
             assert code in (143, -signal.SIGKILL)
             rounds = (work / "journal.jsonl").read_bytes().count(b"\n")
             assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("video")) == []
             code = stop(
-                start(*command, "--resume", cwd=tmp_path), work, signal_number, rounds + 1, delay=chance.random() / 2
+                Command(*command, "--resume", cwd=tmp_path), work, signal_number, rounds + 1, delay=chance.random() / 2
             )
     if code:
         fdm(*command, "--resume", "-q", cwd=tmp_path)
@@ -88,9 +78,9 @@ def test_any_format_is_written_anew_from_what_was_kept(micro_checkpoint, tmp_pat
     fdm("sample", *common, "-o", whole, "-q", cwd=tmp_path)
     command = ("sample", *common, "-o", name)
     work = tmp_path / f".{name}.work"
-    assert stop(start(*command, cwd=tmp_path), work, signal.SIGKILL, rounds=3) == -signal.SIGKILL
+    assert stop(Command(*command, cwd=tmp_path), work, signal.SIGKILL, rounds=3) == -signal.SIGKILL
     assert not (tmp_path / name).exists()
-    assert all(entry.name.startswith((".", "whole", "stderr")) for entry in tmp_path.iterdir())
+    assert all(entry.name.startswith((".", "whole")) for entry in tmp_path.iterdir())
     fdm(*command, "--resume", "-q", cwd=tmp_path)
     assert content(tmp_path / name) == content(tmp_path / whole)
     assert not list(tmp_path.glob(".*"))
@@ -102,7 +92,7 @@ def test_extend_goes_on_too_but_not_with_another_clip(micro_checkpoint, tmp_path
         np.savez(tmp_path / f"{clip}.npz", frames=generator.integers(0, 256, (8, 16, 16, 1), np.uint8), fps=12.5)
     common = ("--checkpoint", micro_checkpoint, "--length", 90, "--sampling-steps", 3, "--seed", 5)
     fdm("extend", "clip.npz", *common, "-o", "whole.npz", "-q", cwd=tmp_path)
-    process = start("extend", "clip.npz", *common, "-o", "video.npz", cwd=tmp_path)
+    process = Command("extend", "clip.npz", *common, "-o", "video.npz", cwd=tmp_path)
     assert stop(process, tmp_path / ".video.npz.work", signal.SIGINT, rounds=2) == 130
     done = fdm("extend", "other.npz", *common, "-o", "video.npz", "--resume", cwd=tmp_path, check=2)
     assert "was begun with input sha256" in done.stderr
@@ -112,10 +102,10 @@ def test_extend_goes_on_too_but_not_with_another_clip(micro_checkpoint, tmp_path
 
 def test_what_an_interrupted_run_says_and_what_may_follow(micro_checkpoint, tmp_path):
     common = ("sample", "--checkpoint", micro_checkpoint, "--length", 120, "--sampling-steps", 4)
-    process = start(*common, "--sheet", cwd=tmp_path)
+    process = Command(*common, "--sheet", cwd=tmp_path)
     work = tmp_path / ".sample-autoregressive-1.gif.work"
     assert stop(process, work, signal.SIGTERM, rounds=2) == 143
-    *_, error, hint = (tmp_path / "stderr.txt").read_text().splitlines()
+    *_, error, hint = process.stderr.read().splitlines()
     assert error.startswith("error: interrupted; ")
     assert error.endswith(" of 14 windows are kept in .sample-autoregressive-1.gif.work")
     assert hint == "hint: the same command with --resume goes on"
@@ -146,10 +136,10 @@ def test_force_starts_over_and_a_resumed_run_remembers_it(micro_checkpoint, tmp_
     (tmp_path / "video.npz").write_bytes(b"old")
     common = ("sample", "--checkpoint", micro_checkpoint, "--length", 60, "--sampling-steps", 3, "-o", "video.npz")
     work = tmp_path / ".video.npz.work"
-    assert stop(start(*common, "--force", "--seed", 1, cwd=tmp_path), work, signal.SIGKILL) == -signal.SIGKILL
+    assert stop(Command(*common, "--force", "--seed", 1, cwd=tmp_path), work, signal.SIGKILL) == -signal.SIGKILL
     assert (tmp_path / "video.npz").read_bytes() == b"old"
     (work / "journal.jsonl").unlink()  # so that what `stop` waits for is the second run's
-    assert stop(start(*common, "--force", "--seed", 2, cwd=tmp_path), work, signal.SIGKILL) == -signal.SIGKILL
+    assert stop(Command(*common, "--force", "--seed", 2, cwd=tmp_path), work, signal.SIGKILL) == -signal.SIGKILL
     result = json.loads(fdm(*common, "--resume", "--json", cwd=tmp_path).stdout)
     assert result["seed"] == 2
     assert (tmp_path / "video.npz").read_bytes() != b"old"
@@ -157,13 +147,13 @@ def test_force_starts_over_and_a_resumed_run_remembers_it(micro_checkpoint, tmp_
 
 def test_two_at_once(micro_checkpoint, tmp_path):
     common = ("sample", "--checkpoint", micro_checkpoint, "--length", 400, "--sampling-steps", 4, "-o", "video.npz")
-    first = start(*common, cwd=tmp_path)
+    first = Command(*common, cwd=tmp_path)
     while not (tmp_path / ".video.npz.work" / "run.json").exists():
         assert first.poll() is None
         time.sleep(0.02)
     done = fdm(*common, "--force", cwd=tmp_path, check=2)
     assert "another process is at work here" in done.stderr
-    first.terminate()
+    first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=60) == 143
 
 

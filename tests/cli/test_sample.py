@@ -20,7 +20,7 @@ def frames_of(path):
 def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
     done = fdm(
         "sample", "--checkpoint", micro_checkpoint, "--scheme", "autoregressive", "--length", 160, *FAST,
-        "-o", tmp_path / "out.gif", "--sheet", "--json",
+        "-o", tmp_path / "out.gif", "--sheet", "--json", anew=True,
     )  # fmt: skip
     result = json.loads(done.stdout)
     assert result["frames"] == 160

@@ -1,8 +1,7 @@
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -10,7 +9,8 @@ import torch
 import yaml
 
 from fdm_cli.checkpoint import read_state
-from tests.conftest import ROOT, fdm
+from tests.command import ROOT, Command
+from tests.conftest import fdm
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def assert_equal(run, other):
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     run = tmp_path_factory.mktemp("straight") / "run"
-    done = fdm(*MICRO, "--run", run, "--json")
+    done = fdm(*MICRO, "--run", run, "--json", anew=True)
     result = json.loads(done.stdout)
     assert result["step"] == 6
     assert result["seed"] == 3
@@ -59,9 +59,7 @@ def test_one_seed_gives_identical_weights(straight, tmp_path):
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
 def test_interrupted_and_resumed_gives_the_same_again(straight, tmp_path, name, code):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "fdm_cli", *map(str, MICRO), "--run", str(run)]
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(*MICRO, "--run", run)
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline
@@ -91,7 +89,7 @@ def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
 
 def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
     run = tmp_path / "run"
-    fdm(*MICRO, "--run", run, "--quiet")
+    shutil.copytree(straight, run)
     newest = run / "checkpoints" / "step-00000006.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     done = fdm("train", "--run", run, "--resume")
@@ -198,7 +196,7 @@ def test_what_is_seen_while_it_trains(tmp_path):
 def test_tensorboard_that_is_not_there(tmp_path):
     (tmp_path / "tensorboard.py").write_text("raise ImportError('not installed')")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = fdm(*MICRO, "--tensorboard", "--run", "run", cwd=tmp_path, check=2, PYTHONPATH=path)
+    done = fdm(*MICRO, "--tensorboard", "--run", "run", cwd=tmp_path, check=2, anew=True, PYTHONPATH=path)
     assert done.stderr.splitlines()[-2:] == [
         "error: --tensorboard needs tensorboard",
         "hint: pip install 'fdm-cli[tensorboard]'",

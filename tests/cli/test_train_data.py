@@ -1,11 +1,8 @@
 """`fdm train --data` on folders as people have them, through the real command."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,7 +11,8 @@ from PIL import Image
 
 from fdm_cli.checkpoint import read_state
 from tests import clips
-from tests.conftest import ROOT, fdm
+from tests.command import Command
+from tests.conftest import fdm
 
 pytestmark = pytest.mark.slow
 
@@ -115,9 +113,7 @@ def test_resuming_is_exact_and_wants_the_same_data(tmp_path):
 def test_a_signal_while_decoding_stops_at_once_and_leaves_nothing(tmp_path, name, code):
     (tmp_path / "data").mkdir()
     clips.write_container(tmp_path / "data" / "long.mp4", clips.moving_square(2000, 240, 320))
-    command = [sys.executable, "-m", "fdm_cli", *map(str, TINY), "--data", "data", "--run", "run"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "FDM_CACHE": str(tmp_path / "cache")}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    process = Command(*TINY, "--data", "data", "--run", "run", cwd=tmp_path, FDM_CACHE=str(tmp_path / "cache"))
     while not list((tmp_path / "cache").glob("*.part")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -136,7 +132,8 @@ def test_a_full_disk(my_videos, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        done = fdm(*TINY, "--data", my_videos, "--run", tmp_path / "run", check=1, FDM_CACHE=str(tmp_path / "cache"))
+        cache = str(tmp_path / "cache")
+        done = fdm(*TINY, "--data", my_videos, "--run", tmp_path / "run", check=1, anew=True, FDM_CACHE=cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [line for line in done.stderr.splitlines() if "no space left to write" in line]

@@ -1,6 +1,5 @@
 """Runs that are interrupted in every way, by the real command, and go on bit for bit."""
 
-import json
 import os
 import random
 import re
@@ -15,7 +14,8 @@ import torch
 
 from fdm_cli.checkpoint import read_state, save_state
 from fdm_cli.run_folder import RunFolder
-from tests.conftest import ROOT, fdm
+from tests.command import ROOT, Command
+from tests.conftest import fdm
 
 pytestmark = pytest.mark.slow
 
@@ -26,12 +26,6 @@ MICRO = ("train", "--preset", "micro", "--batch-size", 2, "--steps", 30, "--set"
 TINY = ("train", "--preset", "micro", "--batch-size", 1, "--set", "model.image_size=8", "--set", "model.window=4",
         "--set", "data.clip_length=4", "--set", "model.channel_mult=[1]", "--set", "model.attention_resolutions=[4]",
         "--set", "training.held_out_every=0", "--set", "training.preview_every=0")  # fmt: skip
-
-
-def start(*arguments):
-    command = [sys.executable, "-m", "fdm_cli", *map(str, arguments)]
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_step(process, run, step):
@@ -77,7 +71,7 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGKILL", -9)])
 def test_thirty_steps_are_thirteen_and_the_rest(straight, tmp_path, name, code):
     run = tmp_path / "run"
-    process = start(*MICRO, "--run", run)
+    process = Command(*MICRO, "--run", run)
     wait_for_step(process, run, 13)
     process.send_signal(getattr(signal, name))
     _, stderr = process.communicate(timeout=60)
@@ -92,57 +86,30 @@ def test_thirty_steps_are_thirteen_and_the_rest(straight, tmp_path, name, code):
     assert_same(run, straight)
 
 
-SERVER = """
-import json, os, sys
-import torch._dynamo  # which making an optimizer imports
-import fdm_cli.cli.data_report, fdm_cli.preview, fdm_cli.tensorboard, fdm_cli.trainer
-from fdm_cli.cli.main import main
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        sys.argv = ["fdm", *json.loads(line)]
-        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        main()
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 def test_kill_9_at_25_moments(tmp_path):
-    """Each process is forked from one that has imported everything, so that a start takes no seconds."""
     run = tmp_path / "run"
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    command = [sys.executable, "-c", SERVER]
     moments = random.Random(0)
     every = ("--set", "training.checkpoint_every=1")
     step = 0
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        for _ in range(25):
-            resume = ("--resume",) if (run / "config.yaml").exists() else ()
-            arguments = [*TINY, *every, "--steps", 100_000, "--run", run, *resume]
-            server.stdin.write(json.dumps(list(map(str, arguments))) + "\n")
-            server.stdin.flush()
-            child = int(server.stdout.readline())
-            # Of the moments, some are while it starts, most within the first steps and their checkpoints.
-            new_steps = moments.randrange(4)
-            if new_steps:
-                wait_for(lambda: len(RunFolder(run).read_metrics()) >= step + new_steps)  # noqa: B023
-            time.sleep(moments.uniform(0, 0.3 if new_steps else 2))
-            os.kill(child, signal.SIGKILL)
-            assert int(server.stdout.readline()) == -9, (tmp_path / "log").read_text()
-            folder = RunFolder(run)
-            steps = [record["step"] for record in folder.read_metrics()]
-            if folder.checkpoints():
-                reached = newest(run)["step"]
-                assert reached >= max(step, *(done - 1 for done in steps))
-                step = reached
-            else:
-                assert len(steps) <= 1
-        server.stdin.close()
+    for _ in range(25):
+        resume = ("--resume",) if (run / "config.yaml").exists() else ()
+        process = Command(*TINY, *every, "--steps", 100_000, "--run", run, *resume)
+        # Of the moments, some are while it starts, most within the first steps and their checkpoints.
+        new_steps = moments.randrange(4)
+        if new_steps:
+            wait_for(lambda: len(RunFolder(run).read_metrics()) >= step + new_steps)  # noqa: B023
+        time.sleep(moments.uniform(0, 0.3 if new_steps else 2))
+        process.send_signal(signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == -9, stderr
+        folder = RunFolder(run)
+        steps = [record["step"] for record in folder.read_metrics()]
+        if folder.checkpoints():
+            reached = newest(run)["step"]
+            assert reached >= max(step, *(done - 1 for done in steps))
+            step = reached
+        else:
+            assert len(steps) <= 1
     assert step > 10
     last = step + 2
     fdm(*TINY, *every, "--steps", last, "--run", run, "--resume")
@@ -159,8 +126,8 @@ def test_a_second_signal_stops_at_once(tmp_path, name):
     # A step of 65,536 clips takes minutes; it is cut into parts to fit into memory.
     long_step = ("--batch-size", 65536, "--set", "training.accumulation=64")
     run = tmp_path / "run"
-    process = start(*TINY, *long_step, "--init-from", start_from, "--run", run, "--steps", 3)
-    assert "training" in process.stderr.readline()
+    process = Command(*TINY, *long_step, "--init-from", start_from, "--run", run, "--steps", 3)
+    wait_for(lambda: "training" in process.stderr.readline())
     time.sleep(1)
     process.send_signal(getattr(signal, name))
     time.sleep(1)
