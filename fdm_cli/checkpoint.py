@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fdm_cli import config as configuration
@@ -177,7 +177,8 @@ def save_weights(path: Path, checkpoint: Checkpoint, half: bool = False) -> None
     with replacing(path) as temporary:
         if path.suffix == ".safetensors":
             del content["ema"]
-            save_file(weights, temporary, metadata={FORMAT: json.dumps(content)})
+            # Not by `save_file`, whose files nobody but the owner may read.
+            temporary.write_bytes(save(weights, metadata={FORMAT: json.dumps(content)}))
         else:
             with temporary.open("wb") as file:
                 torch.save(content, file)
