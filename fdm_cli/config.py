@@ -130,7 +130,7 @@ class TrainingConfig:
     accumulation: int = limits(1, 1, 65_536)  # equal parts that a step's clips are computed in, one after the other
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations (autocast); weights stay fp32
     activation_checkpointing: bool = False  # compute a block's activations again in the backward pass: less memory
-    compile: bool = False  # torch.compile: minutes at the start, then faster steps
+    compile: bool = False  # torch.compile of the blocks: minutes at the start
     learning_rate: float = limits(1e-4, 1e-9, 1.0)  # AdamW
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`

@@ -39,6 +39,8 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool 
         (N, R, M, C).
     """
     scale, shift = (value.view(-1, 1, 1, x.shape[-1]) for value in (scale, shift))
+    if torch.compiler.is_compiling():  # it chooses what is kept and what is computed again
+        return _normalised(x.to(scale.dtype), scale, shift, groups, silu)[0].to(x.dtype)
     return _GroupNorm.apply(x, scale, shift, groups, silu)  # type: ignore[no-untyped-call]
 
 
@@ -71,15 +73,12 @@ class _GroupNorm(torch.autograd.Function):
         x = given.to(scale.dtype)
         if x.shape[2] == 1 and not SMALL < x.shape[1] < LARGE:
             y, mean, rstd = _by_kernel(x, scale, shift, groups)
+            y = F.silu(y, inplace=True) if silu else y
         else:
-            # In two passes: a pixel of a still background hardly varies over time, whatever its mean.
-            mean = _group_mean(x.mean(1, keepdim=True), groups)
-            y = x - _of_channels(mean, x)
-            rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
-            y = torch.addcmul(shift, y, (rstd * _grouped(scale, groups)).flatten(-2))
+            y, mean, rstd = _normalised(x, scale, shift, groups, silu)
         ctx.save_for_backward(given, mean, rstd, scale, shift)
         ctx.groups, ctx.silu = groups, silu
-        return (F.silu(y, inplace=True) if silu else y).to(given.dtype)
+        return y.to(given.dtype)
 
     @staticmethod
     @once_differentiable
@@ -125,6 +124,16 @@ def _of_channels(statistic: Tensor, x: Tensor) -> Tensor:
     """(N, 1, M, G, 1) -> (N, 1, M, C), for each channel its group's."""
     groups, channels = statistic.shape[-2], x.shape[-1]
     return statistic.expand(*statistic.shape[:-1], channels // groups).flatten(-2)
+
+
+def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition: y, mean and rstd."""
+    # In two passes: a pixel of a still background hardly varies over time, whatever its mean.
+    mean = _group_mean(x.mean(1, keepdim=True), groups)
+    y = x - _of_channels(mean, x)
+    rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
+    y = torch.addcmul(shift, y, (rstd * _grouped(scale, groups)).flatten(-2))
+    return (F.silu(y, inplace=True) if silu else y), mean, rstd
 
 
 def _by_kernel(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ from fdm_cli import config as configuration
 from fdm_cli import held_out
 from fdm_cli.batches import Ahead, Batch, draw_batch
 from fdm_cli.checkpoint import FORMAT, Checkpoint, load_checkpoint, refuse_mismatch
+from fdm_cli.compiled import compile_blocks, explained
 from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
@@ -117,7 +118,7 @@ class Trainer:
         self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
         self.ema.eval()
         if training.compile:
-            self.model.compile()
+            compile_blocks(self.model)
         self.network = ranks.wrap(self.model)
         self.batches = Ahead(self._draw)
 
@@ -161,13 +162,8 @@ class Trainer:
         return values
 
     def _add_gradients(self, part: Batch) -> Tensor:
-        try:
+        with explained("--set training.compile=false"):
             return add_gradients(self.network, self.process, part, self.config.training, self.scaler)
-        except Exception as error:
-            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = " ".join(str(error).split())[:200]
-                raise RunFailed(f"torch.compile failed: {reason}", "--set training.compile=false") from error
-            raise
 
     def is_bad(self, loss: float, gradient_norm: float) -> bool:
         """Whether something is wrong with a step; that fp16 gradients overflow while their scale is found is normal."""

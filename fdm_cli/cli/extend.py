@@ -34,6 +34,7 @@ def extend(
     grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
+    compile: options.Compile = False,  # noqa: A002
     memory_budget: options.MemoryBudget = None,
     resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
@@ -49,6 +50,7 @@ def extend(
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
         output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
+        compile,
         ClipRequest(clip, use_last, until),
     )  # fmt: skip
     make_videos(request, Output(json, quiet))

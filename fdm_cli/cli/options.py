@@ -139,6 +139,10 @@ ExtendScheme = Annotated[
 ]
 Sheet = Annotated[bool, typer.Option("--sheet", help="Also a contact sheet, a PNG beside the video.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="torch.compile the network: minutes first, then perhaps faster calls."),
+]
 MemoryBudget = Annotated[
     str | None,
     typer.Option("--memory-budget", metavar="SIZE", help="Memory to fit into, as 16GB; default: what is free."),

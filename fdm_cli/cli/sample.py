@@ -25,6 +25,7 @@ def sample(
     grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
+    compile: options.Compile = False,  # noqa: A002
     memory_budget: options.MemoryBudget = None,
     resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
@@ -39,5 +40,6 @@ def sample(
     request = Request(
         checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
         output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
+        compile,
     )  # fmt: skip
     make_videos(request, Output(json, quiet))

@@ -50,6 +50,7 @@ class Request:
     threads: int | None
     memory_budget: str | None
     embedding: str
+    compile: bool
     clip: ClipRequest | None = None
 
 
@@ -58,7 +59,7 @@ DEFAULT_FPS = 10.0
 # What decides the frames, of what the report says: a run is resumed only where all of it is the same.
 _DECISIVE = (
     "checkpoint_sha256", "scheme", "frames", "window", "step", "given", "input_sha256", "num_samples", "seed",
-    "sampler", "sampling_steps", "guidance", "embedding", "max_batch", "processes", "device", "fdm", "torch",
+    "sampler", "sampling_steps", "guidance", "embedding", "compile", "max_batch", "processes", "device", "fdm", "torch",
     "plan_sha256",
 )  # fmt: skip
 
@@ -77,7 +78,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     model_file = options.model_file(request.checkpoint)
     import torch
 
-    from fdm_cli import batch, diversity, rollout, samplers
+    from fdm_cli import batch, compiled, diversity, rollout, samplers
     from fdm_cli import plan as planning
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
@@ -145,6 +146,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         "sampling_steps": len(timesteps),
         "guidance": request.guidance,
         "embedding": request.embedding if choose else None,
+        "compile": request.compile,
         "network_calls": calls,
         "max_batch": max_batch,
         "checkpoint": str(model_file),
@@ -155,6 +157,9 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         "device": device.type,
         "processes": ranks.size,
     }
+    if request.compile:
+        compiled.compile_blocks(checkpoint.model)
+        stack.enter_context(compiled.explained("leave out --compile"))
     if request.resume and files.earlier is None:
         output.note("no run was interrupted here: starting one")
     began = time.monotonic()
