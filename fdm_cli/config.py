@@ -134,7 +134,7 @@ class TrainingConfig:
     learning_rate: float = limits(1e-4, 1e-9, 1.0)  # AdamW
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`
-    loss_weighting: Literal["none", "min-snr"] = "none"  # min-snr: arXiv 2303.09556
+    loss_weighting: Literal["none", "min-snr", "x_0"] = "none"  # by timestep: Process.loss_weight
     adam_epsilon: float = limits(1e-8, 0.0, 1.0)  # gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)
     gradient_clip: float = limits(1.0, 1e-6, 1e6)  # largest L2 norm of all gradients together

@@ -6,6 +6,7 @@ Symbols as in DDPM (arXiv 2006.11239): beta_t, abar_t = prod_{s<=t} (1 - beta_s)
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -77,16 +78,19 @@ class Process:
             return (x_t - s * output) / a
         return a * x_t - s * output
 
-    def min_snr_weight(self, timestep: Tensor, gamma: float = 5.0) -> Tensor:
-        """(B,) weights of the loss for timesteps (B,): min-SNR-gamma (arXiv 2303.09556, section 3.4).
+    def loss_weight(self, weighting: Literal["min-snr", "x_0"], timestep: Tensor, gamma: float = 5.0) -> Tensor:
+        """(B,) weights of the loss for timesteps (B,), whatever the network predicts.
 
-        With SNR = abar / (1 - abar), the error in x_0 is weighted by min(SNR, gamma). The same error seen in eps is
-        SNR times as large, in v SNR + 1 times, so there the weight is divided by that.
+        The error in x_0 counts the same at every timestep (`x_0`), or min(SNR, gamma) times (`min-snr`: arXiv
+        2303.09556, section 3.4), SNR = abar / (1 - abar). The same error seen in eps is SNR times as large, in v
+        SNR + 1 times, so there the weight is divided by that. Where x_t is mostly noise only the observed frames tell
+        what x_0 is: `x_0` counts that most, `min-snr` least.
         """
         abar = self.alphas_cumprod[timestep.cpu()]
         snr = abar / (1 - abar)
         unit = {"x_0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[self.parameterization]
-        return (snr.clamp(max=gamma) / unit).to(timestep.device, torch.float32)
+        weight = snr.clamp(max=gamma) if weighting == "min-snr" else torch.ones_like(snr)
+        return (weight / unit).to(timestep.device, torch.float32)
 
     def loss(self, x_0: Tensor, timestep: Tensor, eps: Tensor, output: Tensor, latent: Tensor) -> Tensor:
         """(B,) squared error per clip, averaged over that clip's own latent elements (FDM, eq. 4).

@@ -64,8 +64,8 @@ def add_gradients(
         gradient is what the parts leave behind together.
     """
     losses = clip_losses(model, process, batch, training.precision, window)
-    if training.loss_weighting == "min-snr":
-        losses = losses * process.min_snr_weight(batch.timestep)
+    if training.loss_weighting != "none":
+        losses = losses * process.loss_weight(training.loss_weighting, batch.timestep)
     loss = losses.mean()
     share = loss / training.accumulation
     (share if scaler is None else scaler.scale(share)).backward()  # type: ignore[no-untyped-call]

@@ -109,8 +109,9 @@ def test_the_learning_rate_rises_and_falls():
         assert falling[12] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("weighting", ["min-snr", "x_0"])
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
-def test_min_snr_weighs_the_error_in_x_0_alike_in_every_parameterization(parameterization):
+def test_weightings_weigh_the_error_in_x_0_alike_in_every_parameterization(parameterization, weighting):
     process = Process(replace(Config().diffusion, parameterization=parameterization))
     timestep = torch.tensor([0, 100, 300, 999])
     shape = (4, 2, 1, 3, 3)
@@ -122,5 +123,5 @@ def test_min_snr_weighs_the_error_in_x_0_alike_in_every_parameterization(paramet
     slope = process.predict_x_0(x_t, timestep, output + 1) - process.predict_x_0(x_t, timestep, output)
     losses = process.loss(x_0, timestep, eps, output + error / slope, torch.ones(4, 2, dtype=torch.bool))
     snr = process.alphas_cumprod[timestep] / (1 - process.alphas_cumprod[timestep])
-    expected = snr.clamp(max=5) * error.square().mean(dim=(1, 2, 3, 4))
-    assert torch.allclose(process.min_snr_weight(timestep).double() * losses, expected, rtol=1e-4)
+    expected = error.square().mean(dim=(1, 2, 3, 4)) * (snr.clamp(max=5) if weighting == "min-snr" else 1)
+    assert torch.allclose(process.loss_weight(weighting, timestep).double() * losses, expected, rtol=1e-4)

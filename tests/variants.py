@@ -22,6 +22,7 @@ BASE = [
     "data.first_clip_length=0",
     "data.growth_steps=0",
     "training.schedule=constant",
+    "training.loss_weighting=none",
     "training.ema_decay=0.99",
 ]
 TWO_LEVELS = ["model.model_channels=64", "model.channel_mult=[1,2]"]
@@ -36,6 +37,7 @@ VARIANTS = {
     "x_0": ["diffusion.parameterization=x_0"],
     "cosine": ["diffusion.betas=cosine"],
     "min-snr": ["training.loss_weighting=min-snr"],
+    "x_0-weighting": ["training.loss_weighting=x_0"],
     "paper-masks": ["data.masks=paper"],
     "clip-160": ["data.clip_length=160"],
     "batch-8": ["training.batch_size=8"],
@@ -55,11 +57,16 @@ def main() -> None:
         run = RunFolder(folder / name)
         with run.locked():
             run.save(trainer.state(), keep=1)
+        held_out = trainer.measure_held_out()
         recent = torch.tensor(losses[-100:]).mean()
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         for end in range(len(losses) // 10, len(losses) + 1, max(1, len(losses) // 10)):
             print(f"  {end}: {torch.tensor(losses[max(0, end - 100) : end]).mean():.4f}")
-        print(f"{name}: {parameters / 1e6:.2f} M, {trainer.step} steps, last 100 losses {recent:.4f}", flush=True)
+        print(
+            f"{name}: {parameters / 1e6:.2f} M, {trainer.step} steps, last 100 losses {recent:.4f}, "
+            f"held-out {held_out.loss:.4f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
