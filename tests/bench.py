@@ -185,7 +185,7 @@ def data() -> None:
     print(f"data: {torch.get_num_threads()} threads, fp32, {STEPS_A_TURN} steps a turn")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FDM_CACHE"] = f"{folder}/cache"
-        clips.twenty_good_clips(Path(folder) / "clips", frames=60)
+        clips.twenty_good_clips(Path(folder) / "clips", frames=180)
         for preset, turns in (("micro", 11), ("moving-mnist-small", 5)):
             for source in ("moving-mnist", f"{folder}/clips"):
                 compare_with_fixed_batch(preset, source, turns)
