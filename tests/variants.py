@@ -24,6 +24,8 @@ BASE = [
     "training.schedule=constant",
     "training.loss_weighting=none",
     "training.ema_decay=0.99",
+    "training.learning_rate=1e-3",
+    "training.precision=bf16",
 ]
 TWO_LEVELS = ["model.model_channels=64", "model.channel_mult=[1,2]"]
 VARIANTS = {
@@ -40,6 +42,7 @@ VARIANTS = {
     "x_0-weighting": ["training.loss_weighting=x_0"],
     "paper-masks": ["data.masks=paper"],
     "clip-160": ["data.clip_length=160"],
+    "fp32": ["training.precision=fp32"],
     "batch-8": ["training.batch_size=8"],
 }
 
