@@ -39,7 +39,6 @@ The store has every candidate of that stage, given or made: `store.get(frame, sa
 
 _CHUNK = 64  # finished frames that are handed over at once, or fewer of this many bytes
 _CHUNK_BYTES = 2**23
-_ROUNDS_TO_TRIM = 4  # from one return of free memory to the system to the next
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,7 @@ def run(
                     _keep(number, made, store, None)
             done += len(made)
             queue.add(made)
-            if number % _ROUNDS_TO_TRIM == 0:
-                _trim()
+            _trim()
             yield Update(done, calls, executed=[job for job, _ in made], replayed=earlier)
             yield from (Update(done, calls, frames=frames) for frames in queue.finished())
 

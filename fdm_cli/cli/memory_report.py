@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fdm_cli.memory import SamplingCall, SamplingMemory, TrainingMemory, TrainingStep
     from fdm_cli.plan import Plan
 
-MOST_WINDOWS = {"cpu": 8, "cuda": 64}  # in a network call; more gain nothing and only need memory
+MOST_WINDOWS = {"cpu": 16, "cuda": 64}  # in a network call; more gain nothing
 PATIENCE = 10.0  # seconds after which no further remedies are tried
 
 
