@@ -55,16 +55,14 @@ class DataConfig:
         """Checks what no single field can."""
         if bool(self.first_clip_length) != bool(self.growth_steps):
             raise BadInput("data.first_clip_length and data.growth_steps mean something only together")
-        if self.first_clip_length > self.clip_length:
-            raise BadInput(
-                f"data.first_clip_length {self.first_clip_length} is more than data.clip_length {self.clip_length}"
-            )
 
     def spanned(self, step: int) -> int:
         """The number of a clip's frames, from its first, among which the windows of the step after `step` steps lie."""
         if step >= self.growth_steps:
             return self.clip_length
-        return round(self.first_clip_length * (self.clip_length / self.first_clip_length) ** (step / self.growth_steps))
+        # A preset's beginning may be longer than the clips of a user who has only short ones.
+        first = min(self.first_clip_length, self.clip_length)
+        return round(first * (self.clip_length / first) ** (step / self.growth_steps))
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,10 @@ def test_a_wrong_override_says_what_and_where(override, says, hint):
         assert hint in caught.value.hint
 
 
-def test_clips_cannot_begin_longer_than_they_end():
-    with pytest.raises(BadInput, match=r"data\.first_clip_length 31 is more than data\.clip_length 30"):
-        configuration.load_preset("moving-mnist", ["data.first_clip_length=31", "data.growth_steps=9"])
+def test_clips_that_are_shorter_than_the_beginning_do_not_grow():
+    data = configuration.load_preset("moving-mnist-small", ["data.clip_length=10"]).data
+    assert data.first_clip_length > 10
+    assert {data.spanned(step) for step in (0, 1, data.growth_steps)} == {10}
 
 
 def test_a_wrong_file_is_quoted_with_its_line(tmp_path):

@@ -14,7 +14,6 @@ import typer
 from fdm_cli import given as givens
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import memory_report, options
-from fdm_cli.cli.inspect_scheme import check_plot
 from fdm_cli.cli.render import Output, Progress, duration, plural
 from fdm_cli.cli.sampling import warn_of_reach
 from fdm_cli.errors import BadInput, did_you_mean
@@ -154,7 +153,7 @@ def evaluate(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"--scheme: there are two of the name {twice}")
     if plot is not None:
-        check_plot(plot, force)
+        options.check_plot(plot, force)
     model_file = options.model_file(checkpoint)
 
     from fdm_cli import diversity, samplers

@@ -14,7 +14,7 @@ from fdm_cli import given as givens
 from fdm_cli import plan as planner
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
-from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet
+from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet, check_plot
 from fdm_cli.cli.render import Output, plural
 from fdm_cli.errors import BadInput
 from fdm_cli.plan import Plan
@@ -169,16 +169,6 @@ def _list_schemes(output: Output) -> None:
         ]
     }
     output.result(data, "\n".join(f"{scheme.name:<{width}}  {scheme.about}" for scheme in found))
-
-
-def check_plot(path: Path, force: bool) -> None:
-    """Raises BadInput unless `--plot` names a PNG file that may be written."""
-    if path.suffix.lower() != ".png":
-        raise BadInput(f"--plot: {path} does not end in .png")
-    if path.is_dir() or (path.exists() and not force):
-        raise BadInput(f"--plot: {path} exists", None if path.is_dir() else "--force overwrites it")
-    if not path.parent.is_dir():
-        raise BadInput(f"--plot: there is no folder {path.parent}")
 
 
 def _shows_unicode() -> bool:

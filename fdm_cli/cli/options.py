@@ -66,6 +66,16 @@ def model_file(option: Path | None) -> Path:
     return option
 
 
+def check_plot(path: Path, force: bool) -> None:
+    """Raises BadInput unless `--plot` names a PNG file that may be written."""
+    if path.suffix.lower() != ".png":
+        raise BadInput(f"--plot: {path} does not end in .png")
+    if path.is_dir() or (path.exists() and not force):
+        raise BadInput(f"--plot: {path} exists", None if path.is_dir() else "--force overwrites it")
+    if not path.parent.is_dir():
+        raise BadInput(f"--plot: there is no folder {path.parent}")
+
+
 Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", metavar="FILE", help="The model.")]
 Scheme = Annotated[
     str, typer.Option("--scheme", metavar="NAME|FILE", help="Sampling scheme; `fdm inspect-scheme` lists them.")
