@@ -65,7 +65,7 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
         window = sample_masks(spanned, places, draws, data.masks)
         videos.append(clips.clip(draws, window.frame_indices.numpy()))
         windows.append(window)
-        timesteps.append(int(torch.randint(config.diffusion.timesteps, (), generator=draws)))
+        timesteps.append(draw_timestep(config, draws))
         eps[place].normal_(generator=draws)
     return Batch(
         x_0=video.to_model(np.concatenate(videos)).view_as(eps),
@@ -75,6 +75,19 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
         timestep=torch.tensor(timesteps),
         eps=eps,
     )
+
+
+def draw_timestep(config: Config, generator: torch.Generator) -> int:
+    """One of 0..T-1, at a shift of 1 each as often as any other.
+
+    A shift of k moves the fraction u of the way to pure noise to k u / (1 + (k - 1) u) (arXiv 2403.03206, eq. 23).
+    Where x_t is mostly noise the network must learn from the observed frames; elsewhere it soon knows enough.
+    """
+    timesteps, shift = config.diffusion.timesteps, config.training.timestep_shift
+    if shift == 1:
+        return int(torch.randint(timesteps, (), generator=generator))
+    u = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return min(timesteps - 1, int(timesteps * shift * u / (1 + (shift - 1) * u)))
 
 
 class Ahead(Generic[T]):

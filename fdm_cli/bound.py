@@ -35,12 +35,16 @@ LEAST_LOG = 1e-12  # a bin's mass is not taken for less
 class Respaced:
     """The process that visits only some timesteps, as the module's docstring has it.
 
+    Videos are in [-1, 1], x_t is as the process makes it.
+
     Attributes:
+        process: the whole one.
         timesteps: t_1 < ... < t_n of the whole process, n at least 2.
         abar, abar_before: (n,) float64, abar_i and abar_(i-1).
         beta, posterior, variance: (n,) float64, beta_i, v_i and s_i.
     """
 
+    process: Process
     timesteps: tuple[int, ...]
     abar: Tensor
     abar_before: Tensor
@@ -59,22 +63,25 @@ class Respaced:
         beta = 1 - abar / abar_before
         posterior = beta * (1 - abar_before) / (1 - abar)
         variance = torch.cat([posterior[1:2], beta[1:]])
-        return Respaced(tuple(chosen), abar, abar_before, beta, posterior, variance)
+        return Respaced(process, tuple(chosen), abar, abar_before, beta, posterior, variance)
 
     def term(self, i: int, x_0: Tensor, x_t: Tensor, estimate: Tensor) -> Tensor:
         """Nats of the i-th term (counted from 0, the decoder's) for each value; all float64 of one shape."""
         abar, before, beta = (float(values[i]) for values in (self.abar, self.abar_before, self.beta))
         signal = before**0.5 * beta / (1 - abar)
         rest = (1 - beta) ** 0.5 * (1 - before) / (1 - abar)
-        mean = signal * estimate.clamp(-1, 1) + rest * x_t
+        mean = signal * self.process.normalised(estimate.clamp(-1, 1)) + rest * x_t
         if i == 0:
-            return -discretized_log_likelihood(x_0, mean, float(self.variance[0]) ** 0.5)
-        return normal_kl(signal * x_0 + rest * x_t, float(self.posterior[i]), mean, float(self.variance[i]))
+            deviation = float(self.variance[0]) ** 0.5 * self.process.config.data_std
+            return -discretized_log_likelihood(x_0, self.process.restored(mean), deviation)
+        return normal_kl(
+            signal * self.process.normalised(x_0) + rest * x_t, float(self.posterior[i]), mean, float(self.variance[i])
+        )
 
     def prior(self, x_0: Tensor) -> Tensor:
         """Nats of KL(q(x_n | x_0) || N(0, I)) for each value."""
         abar = float(self.abar[-1])
-        return normal_kl(abar**0.5 * x_0, 1 - abar, torch.zeros_like(x_0), 1.0)
+        return normal_kl(abar**0.5 * self.process.normalised(x_0), 1 - abar, torch.zeros_like(x_0), 1.0)
 
 
 def normal_kl(mean: Tensor, variance: float, other_mean: Tensor, other_variance: float) -> Tensor:

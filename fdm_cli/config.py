@@ -117,6 +117,9 @@ class DiffusionConfig:
     betas: Literal["linear", "cosine"] = "linear"  # linear: 1e-4 .. 0.02, scaled by 1000 / T
     parameterization: Literal["eps", "v", "x_0"] = "eps"  # what the network predicts
     rescale_timesteps: bool = False  # feed the network t * 1000 / T instead of t
+    # Of the pixels of all clips, which lie in [-1, 1]: the process and the network see (pixel - mean) / std.
+    data_mean: float = limits(0.0, -1.0, 1.0)
+    data_std: float = limits(1.0, 0.01, 1.0)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class TrainingConfig:
     learning_rate: float = limits(1e-4, 1e-9, 1.0)  # AdamW
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`
+    timestep_shift: float = limits(1.0, 0.1, 10.0)  # above 1 trains more on much noise: see `batches.draw_timestep`
     loss_weighting: Literal["none", "min-snr", "x_0"] = "none"  # by timestep: Process.loss_weight
     adam_epsilon: float = limits(1e-8, 0.0, 1.0)  # gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)

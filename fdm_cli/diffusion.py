@@ -28,6 +28,15 @@ def make_betas(schedule: str, timesteps: int) -> Tensor:
     return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
 
 
+def normalised(video: Tensor, config: DiffusionConfig) -> Tensor:
+    """A video in [-1, 1] as the process and the network see it: of mean 0 and standard deviation 1."""
+    return (video - config.data_mean) / config.data_std if _normalises(config) else video
+
+
+def _normalises(config: DiffusionConfig) -> bool:
+    return (config.data_mean, config.data_std) != (0, 1)
+
+
 class Process:
     """The forward process and the conversions between what a network predicts and x_0, eps.
 
@@ -35,6 +44,10 @@ class Process:
 
         x_t = a x_0 + s eps                      (DDPM, eq. 4)
         v   = a eps - s x_0                      (arXiv 2202.00512, appendix D)
+
+    In these x_0 is the `normalised` video, of mean 0 and standard deviation 1 where the configuration tells the data's:
+    then x_t has them at every timestep, and v is not correlated with x_t, so that the network need not pass on what
+    it is given (compare arXiv 2206.00364, section 5). Methods take and return videos in [-1, 1].
 
     Attributes:
         timesteps: T.
@@ -45,8 +58,17 @@ class Process:
     def __init__(self, config: DiffusionConfig) -> None:
         self.timesteps = config.timesteps
         self.parameterization = config.parameterization
+        self.config = config
         self.betas = make_betas(config.betas, config.timesteps)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)
+
+    def normalised(self, video: Tensor) -> Tensor:
+        """See the function of this name."""
+        return normalised(video, self.config)
+
+    def restored(self, video: Tensor) -> Tensor:
+        """Undoes `normalised`."""
+        return video * self.config.data_std + self.config.data_mean if _normalises(self.config) else video
 
     def _signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s) for a timestep per clip, shaped (B, 1, 1, 1, 1), in `like`'s type and device."""
@@ -58,25 +80,26 @@ class Process:
     def q_sample(self, x_0: Tensor, timestep: Tensor, eps: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0) for given noise; videos (B, K, C, H, W), timestep (B,)."""
         a, s = self._signal_and_noise(timestep, x_0)
-        return a * x_0 + s * eps
+        return a * self.normalised(x_0) + s * eps
 
     def target(self, x_0: Tensor, timestep: Tensor, eps: Tensor) -> Tensor:
         """What the network should predict, in its parameterization."""
-        if self.parameterization == "x_0":
-            return x_0
         if self.parameterization == "eps":
             return eps
+        x_0 = self.normalised(x_0)
+        if self.parameterization == "x_0":
+            return x_0
         a, s = self._signal_and_noise(timestep, x_0)
         return a * eps - s * x_0
 
     def predict_x_0(self, x_t: Tensor, timestep: Tensor, output: Tensor) -> Tensor:
         """x_0 from the network's output."""
         if self.parameterization == "x_0":
-            return output
+            return self.restored(output)
         a, s = self._signal_and_noise(timestep, x_t)
         if self.parameterization == "eps":
-            return (x_t - s * output) / a
-        return a * x_t - s * output
+            return self.restored((x_t - s * output) / a)
+        return self.restored(a * x_t - s * output)
 
     def loss_weight(self, weighting: Literal["min-snr", "x_0"], timestep: Tensor, gamma: float = 5.0) -> Tensor:
         """(B,) weights of the loss for timesteps (B,), whatever the network predicts.

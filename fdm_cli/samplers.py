@@ -161,7 +161,7 @@ def sample(
     noise: Noise,
     clip: bool = True,
 ) -> Iterator[Tensor]:
-    """Runs the reverse process; yields x after every step, the last one is x_0.
+    """Runs the reverse process; yields x after every step, in [-1, 1] where no noise is left: the last one is x_0.
 
     Args:
         denoise: the network with its conditions bound; called once per timestep.
@@ -178,9 +178,10 @@ def sample(
         x_0 = process.predict_x_0(x, timestep, denoise(x, timestep))
         if clip:
             x_0 = x_0.clamp(-1, 1)
+        x_0 = process.normalised(x_0)
         last = position + 1 == len(timesteps)
         # Only one step of history is kept: the chain of estimates would otherwise hold every x of the run.
         now = Estimate(x, x_0, float(process.alphas_cumprod[t]), replace(now, before=None) if now else None)
         abar_next = 1.0 if last else float(process.alphas_cumprod[timesteps[position + 1]])
         x = step(now, abar_next, noise)
-        yield x
+        yield process.restored(x)

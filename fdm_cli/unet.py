@@ -31,6 +31,7 @@ from fdm_cli.attention import (
     zero_,
 )
 from fdm_cli.config import Config
+from fdm_cli.diffusion import normalised
 from fdm_cli.dropout import Dropout
 from fdm_cli.group_norm import group_norm
 from fdm_cli.winograd import Conv3x3
@@ -206,6 +207,7 @@ class UNet(nn.Module):
         self.config = model
         self.activation_checkpointing = config.training.activation_checkpointing
         diffusion = config.diffusion
+        self.diffusion = diffusion
         self.timestep_scale = 1000 / diffusion.timesteps if diffusion.rescale_timesteps else 1.0
         width, embedding = model.model_channels, 4 * model.model_channels
         patched = model.image_channels * model.patch_size**2
@@ -276,7 +278,7 @@ class UNet(nn.Module):
         Args:
             x_t: (B, K, C, H, W) noisy video; used on frames that are not observed.
             timestep: (B,) int64 in 0..T-1.
-            x_0: (B, K, C, H, W) clean video; used on observed frames.
+            x_0: (B, K, C, H, W) clean video in [-1, 1]; used on observed frames.
             frame_indices: (B, K) int64, positions in the video.
             observed_mask: (B, K) bool.
             latent_mask: (B, K) bool; a frame that is neither is padding and attends only to padding.
@@ -290,7 +292,7 @@ class UNet(nn.Module):
             window = Window.of(frame_indices, observed_mask, latent_mask)
         clips, count = frame_indices.shape
         flag = window.observed[:, :, None, None, None]
-        h = torch.where(flag, x_0, x_t).flatten(0, 1)
+        h = torch.where(flag, normalised(x_0, self.diffusion), x_t).flatten(0, 1)
         h = F.pixel_unshuffle(h, self.config.patch_size)
         flag_channel = flag.flatten(0, 1).to(h.dtype).expand(-1, 1, *h.shape[2:])
         h = torch.cat([h, flag_channel], dim=1).contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fdm_cli import config as configuration
-from fdm_cli.batches import Ahead, draw_batch
+from fdm_cli.batches import Ahead, draw_batch, draw_timestep
 from fdm_cli.dataset import open_clips
 
 
@@ -72,3 +72,14 @@ def test_what_goes_wrong_beforehand_is_raised_where_it_is_asked_for():
     assert [ahead(0), ahead(1)] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         ahead(2)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0, 4.0])
+def test_a_shift_of_timesteps_moves_their_quartiles(shift):
+    config = configuration.load_preset("micro", [f"training.timestep_shift={shift}", "diffusion.timesteps=1000"])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([draw_timestep(config, generator) for _ in range(4000)])
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
+    expected = [1000 * shift * u / (1 + (shift - 1) * u) for u in (0.25, 0.5, 0.75)]
+    assert drawn.double().quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist() == pytest.approx(expected, abs=30)

@@ -40,28 +40,31 @@ def test_at_all_timesteps_it_is_the_process_itself():
 
 @pytest.mark.parametrize("error", [0.0, 0.125])
 @pytest.mark.parametrize("timesteps", [range(1000), (0, 250, 600, 999)])
-def test_an_estimate_that_is_wrong_by_a_known_amount(timesteps, error):
+@pytest.mark.parametrize("data", [(0.0, 1.0), (-0.9, 0.37)])
+def test_an_estimate_that_is_wrong_by_a_known_amount(timesteps, error, data):
     """Then the means of q and p differ by c times it, whatever the noise is, and every term has a closed form."""
+    mean, std = data
+    process = Process(DiffusionConfig(data_mean=mean, data_std=std))
     x_0 = torch.tensor([-0.5, 0.0, 0.25], dtype=torch.float64)
-    respaced = Respaced.of(PROCESS, timesteps)
+    respaced = Respaced.of(process, timesteps)
     noise = torch.Generator().manual_seed(0)
     for i, t in enumerate(respaced.timesteps):
-        x_t = PROCESS.q_sample(x_0[None], torch.tensor([t]), torch.randn(1, 3, generator=noise, dtype=torch.float64))[0]
+        x_t = process.q_sample(x_0[None], torch.tensor([t]), torch.randn(1, 3, generator=noise, dtype=torch.float64))[0]
         found = respaced.term(i, x_0, x_t, x_0 + error)
         abar = float(PROCESS.alphas_cumprod[t])
         if i:
             before = float(PROCESS.alphas_cumprod[respaced.timesteps[i - 1]])
             beta = 1 - abar / before
             shrink = (1 - before) / (1 - abar)  # v_i / s_i
-            expected = 0.5 * (shrink - 1 - math.log(shrink) + before * beta / (1 - abar) ** 2 * error**2)
+            expected = 0.5 * (shrink - 1 - math.log(shrink) + before * beta / (1 - abar) ** 2 * (error / std) ** 2)
             assert found.tolist() == pytest.approx([expected] * 3, rel=1e-6, abs=1e-12)
         else:
             second = float(PROCESS.alphas_cumprod[respaced.timesteps[1]])
-            deviation = ((1 - second / abar) * (1 - abar) / (1 - second)) ** 0.5
+            deviation = ((1 - second / abar) * (1 - abar) / (1 - second)) ** 0.5 * std
             low, high = (math.erf((side / 255 - error) / deviation / 2**0.5) for side in (-1, 1))
             assert found.tolist() == pytest.approx([-math.log(max((high - low) / 2, 1e-12))] * 3, rel=1e-6)
     last = float(PROCESS.alphas_cumprod[respaced.timesteps[-1]])
-    expected = [0.5 * (-last - math.log(1 - last) + last * value**2) for value in x_0.tolist()]
+    expected = [0.5 * (-last - math.log(1 - last) + last * ((value - mean) / std) ** 2) for value in x_0.tolist()]
     assert respaced.prior(x_0).tolist() == pytest.approx(expected, rel=1e-6)
 
 

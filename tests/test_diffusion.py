@@ -7,12 +7,25 @@ from fdm_cli.diffusion import Process, make_betas
 
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("betas", ["linear", "cosine"])
-def test_the_target_gives_x_0_back(parameterization, betas):
-    process = Process(DiffusionConfig(betas=betas, parameterization=parameterization))
+@pytest.mark.parametrize("data", [{}, {"data_mean": -0.9, "data_std": 0.37}])
+def test_the_target_gives_x_0_back(parameterization, betas, data):
+    process = Process(DiffusionConfig(betas=betas, parameterization=parameterization, **data))
     x_0, eps = (torch.randn(4, 3, 1, 8, 8, dtype=torch.float64) for _ in range(2))
     timestep = torch.tensor([0, 10, 500, 900])
     x_t = process.q_sample(x_0, timestep, eps)
     torch.testing.assert_close(process.predict_x_0(x_t, timestep, process.target(x_0, timestep, eps)), x_0)
+
+
+def test_of_normalised_data_neither_x_t_nor_v_changes_its_scale_and_they_are_not_correlated():
+    process = Process(DiffusionConfig(parameterization="v", data_mean=-0.9, data_std=0.37))
+    x_0 = -0.9 + 0.37 * torch.randn(3, 10, 1, 100, 100, dtype=torch.float64)
+    eps, timestep = torch.randn_like(x_0), torch.tensor([50, 200, 900])
+    x_t, v = process.q_sample(x_0, timestep, eps).flatten(1), process.target(x_0, timestep, eps).flatten(1)
+    for values in (x_t, v):
+        assert values.mean(1).tolist() == pytest.approx([0] * 3, abs=0.02)
+        assert values.std(1).tolist() == pytest.approx([1] * 3, abs=0.02)
+    assert (x_t * v).mean(1).tolist() == pytest.approx([0] * 3, abs=0.02)
+    torch.testing.assert_close(process.restored(process.normalised(x_0)), x_0)
 
 
 def test_schedules():

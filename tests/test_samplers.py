@@ -82,14 +82,15 @@ def test_ddim_with_eta_0_uses_no_noise():
 @pytest.mark.parametrize("step", [Ancestral(), DDIM(), DPMSolver()])
 @pytest.mark.parametrize("count", [1, 2, 10, 250])
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
-def test_a_perfect_network_gives_the_data_back(step, count, parameterization):
+@pytest.mark.parametrize("data", [{}, {"data_mean": -0.9, "data_std": 0.37}])
+def test_a_perfect_network_gives_the_data_back(step, count, parameterization, data):
     """A network that knows x_0 leads there whatever the number of steps: the noise levels are the right ones."""
-    process = Process(DiffusionConfig(parameterization=parameterization))
+    process = Process(DiffusionConfig(parameterization=parameterization, **data))
     x_0 = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64) * 2 - 1
 
     def oracle(x_t, timestep):
         abar = process.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1)
-        eps = (x_t - abar.sqrt() * x_0) / (1 - abar).sqrt()
+        eps = (x_t - abar.sqrt() * process.normalised(x_0)) / (1 - abar).sqrt()
         return process.target(x_0, timestep, eps)
 
     torch.testing.assert_close(run(step, choose_timesteps(1000, count), process, oracle), x_0, atol=1e-6, rtol=0)

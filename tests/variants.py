@@ -25,7 +25,8 @@ BASE = [
     "training.loss_weighting=none",
     "training.ema_decay=0.99",
     "training.learning_rate=1e-3",
-    "training.precision=bf16",
+    "training.compile=false",
+    "training.warmup_steps=50",
 ]
 TWO_LEVELS = ["model.model_channels=64", "model.channel_mult=[1,2]"]
 VARIANTS = {
