@@ -58,6 +58,43 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return norm.weight, norm.bias
 
 
+class TemporalBias(nn.Module):
+    """What each head adds to its logits by the distance d of two frames: -slope |f(d) - place| - own [d = 0].
+
+    With f(d) = sign(d) log(1 + |d|). At first the heads look for the frame before, the one after, two before, two after
+    and so on, or what is nearest to it; the last one sees all alike. What is in the frame itself the residual carries
+    anyway. Motion shows between neighbours: a network whose heads all begin with an average over the window has to find
+    them first, which takes most of a short training. Not in FDM.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        distance = torch.tensor([(1 + head // 2) * (-1) ** head for head in range(num_heads)])
+        self.place = nn.Parameter(distance.sign() * distance.abs().log1p())
+        looking = torch.tensor([1.0] * (num_heads - 1) + [0.0])
+        self.slope = nn.Parameter(6 * looking)
+        self.own = nn.Parameter(20 * looking)
+
+    def forward(self, distances: Distances) -> Tensor:
+        """(B, heads, K, K), query first."""
+        past, future, same = distances.features[..., None].unbind(1)
+        bias = -self.slope * (past - future - self.place).abs() - self.own * same  # (U, heads)
+        return bias[distances.index].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Relative:
+    """What a temporal attention knows of pairs of frames.
+
+    Attributes:
+        vectors: (3, B, K, K, heads, C / heads), of its nets for queries, keys and values.
+        bias: (B, heads, K, K), added to the logits; None for nothing.
+    """
+
+    vectors: Tensor
+    bias: Tensor | None = None
+
+
 class RelativePositionNet(nn.Module):
     """One vector per pair of frames and head, from their distance and the timestep (FDM, appendix).
 
@@ -82,18 +119,17 @@ class RelativePosition(nn.Module):
 
 def relative_positions(
     attentions: Sequence[TemporalAttention], distances: Distances, temb: Tensor
-) -> dict[TemporalAttention, Tensor]:
-    """The vectors of all nets of a network, made at once: many small products cost little more than one.
+) -> dict[TemporalAttention, Relative]:
+    """What a call's frames are to one another, for each attention.
+
+    The vectors of all nets of a network are made at once: many small products cost little more than one.
 
     Args:
         attentions: the network's.
         distances: between the frames of the windows.
         temb: (B, E) timestep embedding.
-
-    Returns:
-        for each attention (3, B, K, K, heads, C / heads): of its nets for queries, keys and values.
     """
-    vectors: dict[TemporalAttention, Tensor] = {}
+    relative: dict[TemporalAttention, Relative] = {}
     clip = torch.arange(len(temb), device=temb.device)[:, None, None]
     for channels, group in groupby(sorted(attentions, key=lambda a: a.channels), key=lambda a: a.channels):
         members = list(group)
@@ -111,8 +147,10 @@ def relative_positions(
         made = torch.baddbmm(b_out[:, None], hidden, W_out)
         pairs = made.view(len(nets), len(temb), -1, channels)[:, clip, distances.index]  # (nets, B, K, K, C)
         for attention, own in zip(members, torch.split(pairs, 3), strict=True):
-            vectors[attention] = own.view(*own.shape[:-1], attention.num_heads, channels // attention.num_heads)
-    return vectors
+            vectors = own.view(*own.shape[:-1], attention.num_heads, channels // attention.num_heads)
+            bias = attention.bias(distances) if attention.bias is not None else None
+            relative[attention] = Relative(vectors, bias)
+    return relative
 
 
 class TemporalAttention(nn.Module):
@@ -120,13 +158,15 @@ class TemporalAttention(nn.Module):
 
     With scale s = (C / heads)^-1/2, query frame i and key frame j:
 
-        logit_ij = s (q_i k_j + q_i Rk_ij + k_j Rq_ji),   out_i = sum_j softmax_j(logit_ij) (v_j + Rv_ij)
+        logit_ij = s (q_i k_j + q_i Rk_ij + k_j Rq_ji) + bias_ij,   out_i = sum_j softmax_j(logit_ij) (v_j + Rv_ij)
 
     Each net shifts what it is named after: Rk is a term of the keys, so it meets the queries.
     The GroupNorm takes its statistics over all K frames of the position, or over those that are `counted`.
     """
 
-    def __init__(self, channels: int, num_heads: int, embedding: int, plain_residual: bool) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, embedding: int, plain_residual: bool, temporal_bias: bool = False
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.num_heads = num_heads
@@ -137,16 +177,17 @@ class TemporalAttention(nn.Module):
         self.rpe_q = RelativePosition(channels, embedding)
         self.rpe_k = RelativePosition(channels, embedding)
         self.rpe_v = RelativePosition(channels, embedding)
+        self.bias = TemporalBias(num_heads) if temporal_bias else None
         zero_(self.proj_out)
 
     def forward(
-        self, x: Tensor, relative: Tensor, allowed: Tensor | None = None, counted: Tensor | None = None
+        self, x: Tensor, relative: Relative, allowed: Tensor | None = None, counted: Tensor | None = None
     ) -> Tensor:
         """(B, K, P, C) -> the same.
 
         Args:
             x: features.
-            relative: (3, B, K, K, heads, C / heads), of `relative_positions`.
+            relative: of `relative_positions`.
             allowed: (B, K, K) bool: whether frame i attends to frame j; None when all do.
             counted: (B, K) bool, the frames that enter the statistics of the GroupNorm; None for all.
         """
@@ -159,10 +200,12 @@ class TemporalAttention(nn.Module):
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).contiguous()  # (B, P, h, K, f) each
         q = q * q.shape[-1] ** -0.5
         k_scaled = k * q.shape[-1] ** -0.5
-        R_q, R_k, R_v = relative
+        R_q, R_k, R_v = relative.vectors
         logits = q @ k.transpose(-1, -2)
         logits += torch.einsum("bphif,bijhf->bphij", q, R_k)
         logits += torch.einsum("bphjf,bjihf->bphij", k_scaled, R_q)
+        if relative.bias is not None:
+            logits += relative.bias[:, None]
         if allowed is not None:
             logits = logits.masked_fill(~allowed[:, None, None], float("-inf"))
         weights = logits.softmax(-1)
@@ -195,15 +238,17 @@ class SpatialAttention(nn.Module):
 class FactorizedAttention(nn.Module):
     """Temporal attention, then spatial attention (FDM, appendix)."""
 
-    def __init__(self, channels: int, num_heads: int, embedding: int, plain_residual: bool) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, embedding: int, plain_residual: bool, temporal_bias: bool = False
+    ) -> None:
         super().__init__()
-        self.temporal_attention = TemporalAttention(channels, num_heads, embedding, plain_residual)
+        self.temporal_attention = TemporalAttention(channels, num_heads, embedding, plain_residual, temporal_bias)
         self.spatial_attention = SpatialAttention(channels, num_heads, plain_residual)
 
     def forward(
         self,
         x: Tensor,
-        relative: Tensor,
+        relative: Relative,
         allowed: Tensor | None = None,
         keep: Tensor | None = None,
         counted: Tensor | None = None,
@@ -217,7 +262,7 @@ class FactorizedAttention(nn.Module):
             keep: the frames (of B * K) that anybody still wants after the temporal attention; None for all.
             counted: as above.
         """
-        clips, frames = relative.shape[1:3]
+        clips, frames = relative.vectors.shape[1:3]
         height, width = x.shape[2:]
         tokens = x.permute(0, 2, 3, 1).reshape(clips, frames, height * width, -1)
         tokens = self.temporal_attention(tokens, relative, allowed, counted).flatten(0, 1)

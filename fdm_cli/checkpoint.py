@@ -61,6 +61,11 @@ class Checkpoint:
     format: str
     resumable: bool
 
+    @property
+    def clip_length(self) -> int:
+        """Frames that training windows have spanned so far: less than the configuration's while they still grow."""
+        return self.config.data.spanned(max(0, self.step - 1))
+
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Reads a checkpoint for sampling: own, of the seed or of the authors, recognised by its content.

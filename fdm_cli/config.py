@@ -80,6 +80,7 @@ class ModelConfig:
     dropout: float = limits(0.1, 0.0, 0.99)
     patch_size: int = limits(1, 1, 16)  # the network sees patch x patch pixels as channels of one position
     attention_residual: Literal["normalised", "plain"] = "normalised"  # predecessors add to the normalised input
+    temporal_bias: Literal["none", "learned"] = "none"  # learned: heads begin with a distance each: TemporalBias
     positions: Literal["none", "learned"] = "none"  # learned: the network is told where in the frame each position is
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from fdm_cli.attention import (
     GROUPS,
     Distances,
     FactorizedAttention,
+    Relative,
     TemporalAttention,
     affine,
     relative_positions,
@@ -93,13 +94,13 @@ class Conditions:
 
     Attributes:
         activated: (B, E) SiLU of the timestep embedding, for the residual blocks.
-        relative: for each temporal attention, its vectors for pairs of frames.
+        relative: for each temporal attention, what it knows of pairs of frames.
         window: the frames of the call.
         clip_of_frame: (F,) int64, the clip that each frame that is still computed belongs to.
     """
 
     activated: Tensor
-    relative: Mapping[TemporalAttention, Tensor]
+    relative: Mapping[TemporalAttention, Relative]
     window: Window
     clip_of_frame: Tensor
 
@@ -217,7 +218,8 @@ class UNet(nn.Module):
             return ResidualBlock(channels, out_channels, embedding, model.dropout)
 
         def attention(channels: int) -> FactorizedAttention:
-            return FactorizedAttention(channels, model.num_heads, embedding, model.attention_residual == "plain")
+            plain, bias = model.attention_residual == "plain", model.temporal_bias == "learned"
+            return FactorizedAttention(channels, model.num_heads, embedding, plain, bias)
 
         resolution = model.image_size // model.patch_size
         channels = width

@@ -26,8 +26,9 @@ from torch.autograd.function import once_differentiable
 TILE, TAPS = 4, 3
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 TILES_AT_ONCE = 128  # their 36 products stay in the processor's cache
-FEWEST_TILES = 64
-FEWEST_CHANNELS = 45  # harmonic, C C' / (C + C'); below, the transforms cost more than they save
+# Below either, the transforms cost more than they save: channels are harmonic, C C' / (C + C').
+FEWEST_CHANNELS = 60
+FEWEST_CHANNEL_TILES = 30_000  # channels times tiles
 
 
 class Conv3x3(nn.Conv2d):
@@ -44,12 +45,13 @@ class Conv3x3(nn.Conv2d):
 
     def _worth_it(self, x: Tensor) -> bool:
         frames, channels, height, width = x.shape
+        harmonic = channels * self.out_channels / (channels + self.out_channels)
         return (
             x.device.type == "cpu"
             and x.dtype == torch.float32
-            and channels * self.out_channels >= FEWEST_CHANNELS * (channels + self.out_channels)
+            and harmonic >= FEWEST_CHANNELS
             and height % TILE == width % TILE == 0
-            and frames * height * width >= FEWEST_TILES * TILE**2
+            and harmonic * frames * height * width >= FEWEST_CHANNEL_TILES * TILE**2
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
         )

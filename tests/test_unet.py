@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from fdm_cli.attention import Distances, TemporalBias
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig
 from fdm_cli.unet import UNet, Window
 from tests.oracle import OracleUNet
@@ -183,3 +184,24 @@ def test_learned_positions_tell_places_apart():
     assert far_from_edges["none"].max() < 1e-4
     assert far_from_edges["learned"].min() > 1e-3
     assert [name for name, _ in model.named_parameters() if "embedding" in name] == ["input_blocks.0.1.embedding"]
+
+
+def test_heads_begin_with_a_distance_each():
+    bias = TemporalBias(4)(Distances.between(torch.tensor([[0, 1, 2, 3, 4, 9, 17]])))
+    of_frame_3 = bias[0, :, 3]  # (heads, K)
+    assert of_frame_3[:3].argmax(1).tolist() == [2, 4, 1]  # the frame before, the one after, two before
+    assert of_frame_3[3].tolist() == [0] * 7
+    assert bias[0, 0, 6].argmax() == 5  # the frame before lies 8 back
+
+
+def test_the_temporal_bias_is_learned():
+    model = network("seed-small", temporal_bias="learned")
+    randomise(model)
+    call(model, inputs()).square().sum().backward()
+    biases = [
+        p
+        for name, p in model.named_parameters()
+        if ".bias.place" in name or ".bias.slope" in name or ".bias.own" in name
+    ]
+    assert len(biases) == 3 * len(model._temporal_attentions)
+    assert all(p.grad.abs().max() > 0 for p in biases)

@@ -13,7 +13,7 @@ def counted(monkeypatch):
     """How often the transforms were really used."""
     calls = []
     plain = winograd._convolve
-    monkeypatch.setattr(winograd, "FEWEST_TILES", 1)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNEL_TILES", 1)
     monkeypatch.setattr(winograd, "FEWEST_CHANNELS", 16)
     monkeypatch.setattr(winograd, "_convolve", lambda *arguments: calls.append(1) or plain(*arguments))
     return calls
@@ -60,7 +60,7 @@ def test_as_exact_as_the_direct_sum():
 
 @pytest.mark.parametrize("shape", [(8, 8, 64, 64), (8, 128, 6, 64), (8, 128, 30, 32), (1, 128, 8, 8)])
 def test_left_to_pytorch_where_it_would_not_pay_or_not_fit(shape, counted, monkeypatch):
-    monkeypatch.setattr(winograd, "FEWEST_TILES", 64)
+    monkeypatch.setattr(winograd, "FEWEST_CHANNEL_TILES", 4096)
     conv = Conv3x3(shape[1], 128)
     x = torch.randn(shape)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))

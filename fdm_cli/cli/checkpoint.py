@@ -44,7 +44,7 @@ def info(
         f"{model.image_channels}, {model.model_channels} channels {list(model.channel_mult)}, "
         f"attention at {list(model.attention_resolutions)}\n"
         f"predicts {diffusion.parameterization}, {diffusion.timesteps} timesteps, {diffusion.betas} betas; "
-        f"trained on clips of {data.clip_length} frames of {data.source}\n"
+        f"trained on clips of {checkpoint.clip_length} frames of {data.source}\n"
         f"training can {'' if checkpoint.resumable else 'not '}be resumed from it\n"
         f"sha256 {checkpoint.sha256}"
     )

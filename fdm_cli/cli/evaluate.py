@@ -415,7 +415,7 @@ def _drift(
         plan = planning.make(scheme, length=length, window=config.model.window, given=spans)
         if plan.calls == 0:
             raise BadInput(f"{scheme.name} has nothing to make of {plural(length, 'frame')}", "a larger --length")
-        warn_of_reach(plan, config.data.clip_length, output, scheme.name)
+        warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
         plans.append((scheme, plan))
     longest = clips.longest or length
     real_length, real_clips = min(length, longest), max(rollouts, LEAST_REAL)

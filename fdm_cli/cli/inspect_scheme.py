@@ -69,8 +69,8 @@ def inspect_scheme(
         schemes.load(name)  # a misspelt name is said before torch is loaded
         from fdm_cli.checkpoint import load_checkpoint
 
-        config = load_checkpoint(checkpoint).config
-        window, clip_length = window or config.model.window, config.data.clip_length
+        model = load_checkpoint(checkpoint)
+        window, clip_length = window or model.config.model.window, model.clip_length
     plan = _make(name, length, window, step, given, output)
     if plot is not None:
         from fdm_cli.plan_picture import write
@@ -78,8 +78,8 @@ def inspect_scheme(
         write(plan, plot)
         output.note(f"wrote {plot}")
     if as_json:
-        model = {} if clip_length is None else {"clip_length": clip_length}
-        output.result({**as_data(plan, with_stages=not summary), **model}, "")
+        trained = {} if clip_length is None else {"clip_length": clip_length}
+        output.result({**as_data(plan, with_stages=not summary), **trained}, "")
     else:
         words = describe(plan, clip_length)
         output.result({}, words if summary else f"{picture(plan)}\n\n{words}")

@@ -104,7 +104,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         step=request.step,
         given=given.spans,
     )
-    clip_length = checkpoint.config.data.clip_length
+    clip_length = checkpoint.clip_length
     warn_of_reach(plan, clip_length, output)
     sampling = batch.Sampling.of(
         request.sampler, request.sampling_steps, request.guidance, checkpoint.process.timesteps
