@@ -47,7 +47,7 @@ class DataConfig:
     clip_length: int = limits(30, 1, 100_000)  # N, frames; schemes that reach further are out of distribution
     first_clip_length: int = limits(0, 0, 100_000)  # frames that windows span at the first step; 0: as at the last
     growth_steps: int = limits(0, 0, 1_000_000_000)  # over which that grows to clip_length, by equal factors
-    masks: Literal["paper", "filled"] = "paper"  # how training windows are drawn: masks.sample_masks
+    masks: Literal["paper", "filled", "continued"] = "paper"  # how training windows are drawn: masks.sample_masks
     strict: bool = False  # an unreadable file is an error instead of being left out
     moving_mnist: MovingMnistConfig = MovingMnistConfig()
 

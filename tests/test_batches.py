@@ -8,7 +8,7 @@ from fdm_cli.batches import Ahead, draw_batch, draw_timestep
 from fdm_cli.dataset import open_clips
 
 
-@pytest.mark.parametrize("masks", ["paper", "filled"])
+@pytest.mark.parametrize("masks", ["paper", "filled", "continued"])
 def test_a_clip_belongs_to_its_number_not_to_its_batch(masks):
     config = configuration.load_preset("micro", [f"data.masks={masks}"])
     clips = open_clips(config)
