@@ -9,14 +9,11 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: .venv/installed        ## train a tiny model on real digits, sample 160 frames, continue a clip
+demo: .venv/installed        ## sample 160 frames with the bundled model, continue a clip
 	rm -rf demo && mkdir demo
-	$(BIN)/fdm train --preset micro --batch-size 8 --steps 800 --run demo/run
-	$(BIN)/fdm sample --checkpoint demo/run/checkpoints/step-00000800.pt --scheme autoregressive --length 160 \
-	  --output demo/sample.gif --sheet
-	$(BIN)/fdm extend tests/data/one-digit.gif --checkpoint demo/run/checkpoints/step-00000800.pt --length 64 \
-	  --output demo/extended.gif --sheet
-	@echo "the model, the videos and their contact sheets (*.sheet.png) are in demo/"
+	$(BIN)/fdm sample --scheme autoregressive --length 160 --seed 1 --scale 4 --output demo/sample.gif --sheet
+	$(BIN)/fdm extend tests/data/two-digits.gif --use-last 8 --length 64 --seed 1 --scale 4 --output demo/extended.gif --sheet
+	@echo "the videos and their contact sheets (*.sheet.png) are in demo/"
 
 test: .venv/installed        ## the complete tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile

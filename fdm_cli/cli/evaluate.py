@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fdm_cli.batch import Sampling
     from fdm_cli.budget import Budget
     from fdm_cli.checkpoint import Checkpoint
-    from fdm_cli.config import Config
+    from fdm_cli.config import Config, DataConfig
     from fdm_cli.dataset import Clips
     from fdm_cli.evaluate import Bound, Drift, Prediction, Quality, Statistics
     from fdm_cli.frechet import VideoFeatures
@@ -154,7 +154,7 @@ def evaluate(
         raise BadInput(f"--scheme: there are two of the name {twice}")
     if plot is not None:
         options.check_plot(plot, force)
-    model_file = options.model_file(checkpoint)
+    model_file = options.model_file(checkpoint, output)
 
     from fdm_cli import diversity, samplers
     from fdm_cli import evaluate as evaluation
@@ -169,9 +169,9 @@ def evaluate(
     model = load_checkpoint(model_file, where)
     network = VideoFeatures(fvd_weights, where) if fvd_weights else None
     config = model.config
-    if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=data))
     window = config.model.window
+    if data is not None:
+        config = dataclasses.replace(config, data=_other_data(config.data, data, window))
     if parts != ("drift",):
         evaluation.prediction_plan(window, given)
     setting = _Setting(
@@ -235,12 +235,24 @@ def _parts(only: str | None) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def _other_data(data: DataConfig, source: str, window: int) -> DataConfig:
+    """Where `--data` points. What is not the training's data may be shorter than it: a clip need only fill a window."""
+    if source == data.source:
+        return data
+    length = min(window, data.clip_length)
+    return dataclasses.replace(data, source=source, clip_length=length, first_clip_length=0, growth_steps=0)
+
+
 def _open(config: Config, output: Output) -> Clips:
     """The held-out clips, decoded with progress where that has not been done; says so when training saw them too."""
     from fdm_cli import dataset
     from fdm_cli.cli.data_report import prepare
 
-    found = prepare(config, output)
+    try:
+        found = prepare(config, output)
+    except BadInput as error:  # its hint may be an option of `fdm train`
+        needed = f"a held-out clip needs {config.data.clip_length} frames here"
+        raise BadInput(error.message, needed if "--set" in (error.hint or "") else error.hint) from None
     if found.unit == "clips" and len(found.videos) == 1:
         output.warn(f"{config.data.source} is one clip: nothing is held out, so training may have seen it")
     return dataset.open_clips(config, "held-out")

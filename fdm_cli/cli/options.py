@@ -9,10 +9,13 @@ from typing import Annotated
 
 import typer
 
+import fdm_cli
+from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
 
 MAX_FRAMES = 100_000_000
 MAX_WINDOW = 4096
+BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
 
 
 @dataclass
@@ -57,13 +60,17 @@ TrainingSeed = Annotated[
 ]
 
 
-def model_file(option: Path | None) -> Path:
-    """The checkpoint that `--checkpoint` names. Raises BadInput when there is none."""
-    if option is None:
+def model_file(option: Path | None, output: Output) -> Path:
+    """The checkpoint that `--checkpoint` names, or the bundled one, which is then said. Raises BadInput."""
+    if option is not None:
+        return option
+    if not BUNDLED_MODEL.is_file():
         raise BadInput(
-            "no model: --checkpoint FILE is needed", "fdm train --preset micro makes a small one in a few minutes"
+            f"no model: {BUNDLED_MODEL} is missing from this installation",
+            "--checkpoint FILE names another; fdm train --preset micro makes a small one in a few minutes",
         )
-    return option
+    output.note(f"no --checkpoint: the bundled {BUNDLED_MODEL.stem}, digits of 32 x 32 pixels")
+    return BUNDLED_MODEL
 
 
 def check_plot(path: Path, force: bool) -> None:
@@ -76,7 +83,9 @@ def check_plot(path: Path, force: bool) -> None:
         raise BadInput(f"--plot: there is no folder {path.parent}")
 
 
-Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", metavar="FILE", help="The model.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", metavar="FILE", help="The model; default: the bundled one.")
+]
 Scheme = Annotated[
     str, typer.Option("--scheme", metavar="NAME|FILE", help="Sampling scheme; `fdm inspect-scheme` lists them.")
 ]

@@ -75,7 +75,6 @@ def make_videos(request: Request, output: Output) -> None:
 def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str] | None:
     """The result as JSON and as text; None for all but one of several processes."""
     plan_scheme = scheme.load(request.scheme)
-    model_file = options.model_file(request.checkpoint)
     import torch
 
     from fdm_cli import batch, compiled, diversity, rollout, samplers
@@ -89,6 +88,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     ranks = stack.enter_context(joined())
     if ranks.rank:
         output = Output(mute=True)
+    model_file = options.model_file(request.checkpoint, output)
     files = ranks.share(lambda: _outputs(request, plan_scheme.name))
     earlier = files.earlier or {}
     clips = open_clips(request.clip, plan_scheme)

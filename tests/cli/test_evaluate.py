@@ -105,6 +105,16 @@ def test_videos_of_the_user_that_are_shorter_than_a_rollout(evaluate, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: no held-out clip has 24 frames; the longest has 21")
 
 
+def test_other_data_need_only_fill_a_window(evaluate, tmp_path):
+    for name, frames in (("long", 17), ("short", 15)):
+        clips = np.random.default_rng(0).integers(0, 255, (12, frames, 16, 16), np.uint8)
+        np.save(tmp_path / f"{name}.npy", clips)
+    assert "prediction" in json.loads(evaluate("--data", "long.npy", "--only", "prediction", "--json").stdout)
+    done = evaluate("--data", "short.npy", "--only", "prediction", check=2)
+    assert "no clip has the 16 frames" in done.stderr
+    assert "hint: a held-out clip needs 16 frames here" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -128,8 +138,3 @@ def test_bad_usage(evaluate, tmp_path, arguments, says):
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_checkpoint(tmp_path):
-    done = fdm("evaluate", cwd=tmp_path, check=2)
-    assert done.stderr.startswith("error: no model: --checkpoint FILE is needed")

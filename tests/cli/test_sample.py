@@ -95,13 +95,6 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
     assert "clips of 20" in done.stderr
 
 
-def test_without_a_checkpoint_it_says_how_to_train_one(tmp_path):
-    done = fdm("sample", cwd=tmp_path, check=2)
-    assert done.stderr.splitlines()[0].startswith("error: no model")
-    assert "fdm train" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

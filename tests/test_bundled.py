@@ -1,0 +1,52 @@
+"""The model that comes with the package, and what its card says of it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fdm_cli.checkpoint import load_checkpoint
+from fdm_cli.cli.options import BUNDLED_MODEL
+from fdm_cli.config import load_preset
+from fdm_cli.dataset import open_clips
+from fdm_cli.device import choose_device
+from fdm_cli.trainer import Trainer
+from tests.conftest import ROOT, fdm
+
+CARD = (BUNDLED_MODEL.parent / "MODEL-CARD.md").read_text(encoding="utf-8")
+PRESET = load_preset("moving-mnist-small")
+
+
+def test_the_card_is_about_this_file():
+    checkpoint = load_checkpoint(BUNDLED_MODEL)
+    assert checkpoint.sha256 in CARD
+    assert f"{sum(parameter.numel() for parameter in checkpoint.model.parameters()):,} parameters" in CARD
+    assert BUNDLED_MODEL.stat().st_size <= 10_000_000
+    assert (checkpoint.config.model, checkpoint.config.diffusion) == (PRESET.model, PRESET.diffusion)
+    assert checkpoint.config.data == PRESET.data
+
+
+def test_its_training_can_be_retraced():
+    losses = [float(loss) for loss in re.findall(r"\b\d\.\d{4}\b", CARD.split("## The first 100 losses")[1])]
+    assert len(losses) == 100
+    first_leg = load_preset("moving-mnist-small", ["data.masks=filled"])
+    trainer = Trainer(first_leg, open_clips(first_leg), choose_device("cpu", threads=1))
+    assert [trainer.train_step()[0] for _ in range(4)] == pytest.approx(losses[:4], abs=2e-4)
+
+
+def test_evaluate_takes_it_too(tmp_path):
+    done = fdm("evaluate", "--only", "prediction", "--clips", 2, "--steps", 2, "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["checkpoint"] == str(BUNDLED_MODEL)
+    assert "bundled moving-mnist-small" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("sample",), ("extend", ROOT / "tests/data/two-digits.gif")])
+def test_it_is_what_is_used_when_no_checkpoint_is_given(command, tmp_path):
+    done = fdm(*command, "--length", 18, "--sampling-steps", 2, "--seed", 1, "-o", "out.npz", "--json", cwd=tmp_path)
+    assert [line for line in done.stderr.splitlines() if "bundled" in line] == [
+        "no --checkpoint: the bundled moving-mnist-small, digits of 32 x 32 pixels"
+    ]
+    result = json.loads(done.stdout)
+    assert (result["checkpoint"], result["frames"]) == (str(BUNDLED_MODEL), 18)
+    assert np.load(tmp_path / "out.npz")["frames"].shape == (18, 32, 32, 1)
