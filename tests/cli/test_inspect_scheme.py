@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import resource
 import subprocess
@@ -216,7 +217,11 @@ def test_answers_nearly_as_fast_as_its_packages_are_imported():
         ("-c", "import typer.main, pydantic.types, yaml"),
         ("-m", "fdm_cli", "inspect-scheme", "autoregressive"),
     )
-    packages, ours = (min(processor_seconds(*command) for _ in range(3)) for command in (bare, whole))
+    packages = ours = math.inf
+    for _ in range(12):  # in turn, until both have met a quiet moment
+        packages, ours = min(packages, processor_seconds(*bare)), min(ours, processor_seconds(*whole))
+        if ours < 2 * packages:
+            break
     assert ours < 2 * packages
 
 

@@ -46,8 +46,8 @@ def test_an_unknown_command():
 
 
 def test_debug_shows_the_traceback():
-    assert "Traceback" in fdm("sample", "--debug", check=2).stderr
-    assert "Traceback" not in fdm("sample", check=2).stderr
+    assert "Traceback" in fdm("sample", "--checkpoint", "missing.pt", "--debug", check=2).stderr
+    assert "Traceback" not in fdm("sample", "--checkpoint", "missing.pt", check=2).stderr
 
 
 def test_a_closed_pipe_ends_quietly():
