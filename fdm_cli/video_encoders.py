@@ -13,6 +13,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -55,7 +56,7 @@ def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-class _FileEncoder:
+class _FileEncoder(ABC):
     """An encoder that assembles the file itself."""
 
     def __init__(self, path: Path, fps: float, first: Frame) -> None:
@@ -69,11 +70,13 @@ class _FileEncoder:
             self.file.close()
             raise
 
+    @abstractmethod
     def begin(self) -> None:
         """Writes what comes before the first frame."""
 
+    @abstractmethod
     def write(self, frame: Frame) -> None:
-        raise NotImplementedError
+        """Adds a frame."""
 
     def finish(self) -> None:
         self.file.close()
