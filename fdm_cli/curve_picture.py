@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from fdm_cli.video_info import Frame
 
 WIDTH, HEIGHT = 900, 520
-LEFT, RIGHT, TOP, BOTTOM = 76, 24, 44, 52
+LEFT, RIGHT, TOP, BOTTOM = 76, 24, 44, 52  # margins; TOP with one line of names, each further one takes LINE more
+LINE = 20
 PAPER, INK, GRID = (255, 255, 255), (40, 44, 52), (225, 228, 233)
 FONT_SIZE = 15
 
@@ -56,32 +58,48 @@ def draw(curves: Sequence[Curve], x_name: str, y_name: str = "", *, linear: bool
         low, high = math.log10(y_low) - 0.05, math.log10(y_high) + 0.05
         ticks = _log_ticks(low, high)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low)
-        up = ((y if linear else math.log10(y)) - low) / (high - low)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
-
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     canvas = ImageDraw.Draw(image)
     font = ImageFont.load_default(FONT_SIZE)
+    names = _place_names(curves, y_name, font)
+    top = TOP + LINE * max((line for line, _ in names), default=0)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        up = ((y if linear else math.log10(y)) - low) / (high - low)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - top - BOTTOM)
+
     for y in ticks:
         _, row = place(x_low, y)
         canvas.line((LEFT, row, WIDTH - RIGHT, row), GRID)
         canvas.text((LEFT - 8, row), f"{y:.6g}", INK, font, anchor="rm")
     for x in _ticks(x_low, x_high):
         column, _ = place(x, y_low)
-        canvas.line((column, TOP, column, HEIGHT - BOTTOM), GRID)
+        canvas.line((column, top, column, HEIGHT - BOTTOM), GRID)
         canvas.text((column, HEIGHT - BOTTOM + 8), f"{x:g}" if x < 1e6 else f"{x / 1e6:g}M", INK, font, anchor="mt")
-    canvas.rectangle((LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM), outline=INK)
+    canvas.rectangle((LEFT, top, WIDTH - RIGHT, HEIGHT - BOTTOM), outline=INK)
     canvas.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8), x_name, INK, font, anchor="mb")
     canvas.text((LEFT, 22), y_name, INK, font, anchor="lm")
-    beside = LEFT + (canvas.textlength(y_name, font) + 32 if y_name else 0.0)
-    for curve, line in zip(curves, points, strict=True):
-        _draw_line(canvas, curve, [place(*point) if point else None for point in line])
-        canvas.line((beside, 22, beside + 24, 22), curve.colour, 3)
-        canvas.text((beside + 32, 22), curve.name, INK, font, anchor="lm")
-        beside += 32 + canvas.textlength(curve.name, font) + 32
+    for curve, points_of_curve, (line, column) in zip(curves, points, names, strict=True):
+        _draw_line(canvas, curve, [place(*point) if point else None for point in points_of_curve])
+        row = 22 + LINE * line
+        canvas.line((column, row, column + 24, row), curve.colour, 3)
+        canvas.text((column + 32, row), curve.name, INK, font, anchor="lm")
     return np.array(image)
+
+
+def _place_names(curves: Sequence[Curve], y_name: str, font: Any) -> list[tuple[int, float]]:
+    """Line and column where each curve's name begins, after the picture's own: as many lines as it takes."""
+    places: list[tuple[int, float]] = []
+    line = 0
+    column = LEFT + (font.getlength(y_name) + 32 if y_name else 0.0)
+    for curve in curves:
+        width = 32 + font.getlength(curve.name)
+        if places and column + width > WIDTH - RIGHT:
+            line, column = line + 1, float(LEFT)
+        places.append((line, column))
+        column += width + 32
+    return places
 
 
 def _draw_line(canvas: ImageDraw.ImageDraw, curve: Curve, places: Sequence[tuple[float, float] | None]) -> None:

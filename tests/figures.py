@@ -1,16 +1,24 @@
-"""The README's tables about a model: `python -m tests.figures PART [OPTION ...]`, options as `fdm evaluate` takes them.
+"""The README's tables and pictures about a model: `python -m tests.figures PART [OPTION ...]`.
+
+Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictures is made.
 
 samplers   prediction against network calls a window, for each sampler; and the curve docs/samplers.png
 schemes    drift, calls, waves and seconds of every shipped scheme
 guidance   prediction and drift for several weights
+pictures   every tenth frame of a video by each scheme (docs/schemes.png) and with each weight (docs/guidance.png)
+seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from fdm_cli import scheme
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fdm_cli import montage, scheme
 from fdm_cli.curve_picture import Curve, draw
 from fdm_cli.picture import write_png
 from tests.bench import FDM
@@ -18,6 +26,8 @@ from tests.bench import FDM
 SAMPLERS = {"ancestral": (25, 50, 100, 250, 1000), "ddim": (5, 10, 15, 20, 30), "dpm-solver++": (5, 10, 15, 20, 30)}
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
 WEIGHTS = (1, 1.25, 1.5, 2)
+DOCS = Path("docs")
+LENGTH, EVERY, SCALE, LABEL, GAP = 160, 10, 2, 190, 4  # frames, frames; then pixels
 
 
 def evaluate(*options: object) -> dict:
@@ -49,9 +59,11 @@ def samplers() -> None:
             row(sampler, steps, f"{psnr:.2f}", f"{ahead:.2f}", f"{sharp:.2f}")
             points.append((min(steps, 50), psnr))
         curves.append(Curve(sampler, points, COLOURS[sampler], dots=True))
-    path = Path("docs") / "samplers.png"
-    path.parent.mkdir(exist_ok=True)
-    write_png(path, draw(curves, "network calls a window (more than 50 stand at 50)", "PSNR", linear=True), force=True)
+    write_png(
+        DOCS / "samplers.png",
+        draw(curves, "network calls a window (more than 50 stand at 50)", "PSNR", linear=True),
+        force=True,
+    )
 
 
 def schemes() -> None:
@@ -75,7 +87,43 @@ def guidance() -> None:
             f"{drift['grey']['ratio']:.2f}", round(drift["seconds"]))  # fmt: skip
 
 
-PARTS = {"samplers": samplers, "schemes": schemes, "guidance": guidance}
+def videos(*options: object) -> list[np.ndarray]:
+    """What `fdm sample` makes, (N, H, W, 1) each."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [FDM, "sample", "--length", LENGTH, "--seed", 1, "--output", Path(folder) / "video.npz", *options]
+        subprocess.run([*map(str, command), *sys.argv[2:]], check=True)
+        return [np.load(path)["frames"] for path in sorted(Path(folder).glob("*.npz"))]
+
+
+def sheet(path: Path, rows: dict[str, np.ndarray]) -> None:
+    """A row for each video: its name, then every tenth frame."""
+    strips = []
+    for name, video in rows.items():
+        label = Image.new("L", (LABEL, video.shape[1] * SCALE), 255)
+        font = ImageFont.load_default(15)
+        ImageDraw.Draw(label).text((4, label.height / 2), name, 0, font, anchor="lm")
+        shown = (montage.enlarge(frame, SCALE) for frame in video[EVERY - 1 :: EVERY])
+        frames = [np.pad(frame, ((0, 0), (GAP, 0), (0, 0)), constant_values=255) for frame in shown]
+        row = np.concatenate([np.asarray(label)[..., None], *frames], axis=1)
+        strips.append(np.pad(row, ((0, GAP), (0, 0), (0, 0)), constant_values=255))
+    write_png(path, np.concatenate(strips), force=True)
+
+
+def pictures() -> None:
+    """Schemes that need no given frames, and weights of guidance."""
+    free = [name for name in scheme.names() if name != "single" and scheme.load(name).start is not None]
+    sheet(DOCS / "schemes.png", {name: videos("--scheme", name)[0] for name in free})
+    sheet(DOCS / "guidance.png", {f"guidance {weight}": videos("--guidance", weight)[0] for weight in WEIGHTS})
+
+
+def seeds() -> None:
+    """Eight videos."""
+    for name in ("autoregressive", "keyframes"):
+        made = videos("--scheme", name, "--num-samples", 8)
+        sheet(DOCS / f"{name}.png", {f"{name} {number}": video for number, video in enumerate(made, 1)})
+
+
+PARTS = {"samplers": samplers, "schemes": schemes, "guidance": guidance, "pictures": pictures, "seeds": seeds}
 
 if __name__ == "__main__":
     PARTS[sys.argv[1]]()

@@ -51,3 +51,17 @@ def test_any_points_can_be_drawn(points, linear):
     picture = draw([Curve("a", points, RED, dots=True), Curve("b", [], BLUE)], "step", linear=linear)
     assert (picture != PAPER).any()
     assert bool(len(places(picture, RED)[0])) == any(np.isfinite(y) for _, y in points)
+
+
+def test_many_names_take_more_lines_and_none_is_cut_off():
+    few, many = (
+        draw([Curve("a name of some length", [(0, 1.0), (1, 0.5)], (50 + n, 0, 0)) for n in range(count)], "step")
+        for count in (1, 9)
+    )
+    grey = (225, 228, 233)
+    tops = [int(np.nonzero((picture == grey).all(-1))[0].min()) for picture in (few, many)]
+    assert tops[1] > tops[0]
+    for number in range(9):
+        _, columns = np.nonzero((many[: tops[1]] == (50 + number, 0, 0)).all(-1))
+        assert len(columns) >= 24, number
+        assert columns.max() < WIDTH - RIGHT

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,8 +12,9 @@ import typer
 
 from fdm_cli import given as givens
 from fdm_cli import scheme as schemes
+from fdm_cli.cli import evaluation_report as report
 from fdm_cli.cli import memory_report, options
-from fdm_cli.cli.render import Output, Progress, duration, plural
+from fdm_cli.cli.render import Output, Progress, plural
 from fdm_cli.cli.sampling import warn_of_reach
 from fdm_cli.errors import BadInput, did_you_mean
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fdm_cli.checkpoint import Checkpoint
     from fdm_cli.config import Config, DataConfig
     from fdm_cli.dataset import Clips
-    from fdm_cli.evaluate import Bound, Drift, Prediction, Quality, Statistics
+    from fdm_cli.evaluate import Bound, Prediction
     from fdm_cli.frechet import VideoFeatures
     from fdm_cli.scheme import Scheme
 
@@ -34,7 +34,6 @@ T = TypeVar("T")
 
 PARTS = ("prediction", "bound", "drift")
 LEAST_REAL = 64  # real clips that rollouts are compared with, or as many as there are rollouts
-NO_NETWORK = "needs --fvd-weights, a TorchScript I3D"
 FEW_VIDEOS = 256  # a Frechet distance of fewer says little
 
 
@@ -204,22 +203,22 @@ def evaluate(
         "sampling_steps": len(setting.sampling.timesteps),
         "guidance": guidance,
         "device": where.type,
-        "prediction": _finite(dataclasses.asdict(prediction)) if prediction else None,
-        "bound": _finite(dataclasses.asdict(bound)) if bound else None,
-        "drift": _finite(drift.facts()) if drift else None,
+        "prediction": report.finite(dataclasses.asdict(prediction)) if prediction else None,
+        "bound": report.finite(dataclasses.asdict(bound)) if bound else None,
+        "drift": report.finite(drift.facts()) if drift else None,
     }
     lines = [
         f"{model_file} after {plural(model.step, 'step')}, on held-out clips of {config.data.source}; "
         f"{sampler}, {plural(facts['sampling_steps'], 'step')}, seed {seed}"
     ]
     if prediction:
-        lines += ["", *_prediction_lines(prediction, given, clips, futures)]
+        lines += ["", *report.prediction_lines(prediction, given, clips, futures)]
     if bound:
-        lines += ["", *_bound_lines(bound, given, clips)]
+        lines += ["", *report.bound_lines(bound, given, clips)]
     if drift:
         lines += ["", *drift.lines()]
     if plot is not None:
-        _draw(plot, prediction, drift, force)
+        report.draw(plot, prediction, drift, force)
         output.note(f"wrote {plot}")
     output.result(facts, "\n".join(lines))
 
@@ -306,114 +305,10 @@ def _bound(setting: _Setting, count: int, steps: int) -> Bound:
     return setting.run(work, -(-count // batch) * steps, "bound")
 
 
-@dataclass(frozen=True)
-class _Drifts:
-    """Rollouts of all schemes and what they are compared with.
-
-    Attributes:
-        length: frames of a rollout.
-        rollouts: of each scheme.
-        real_clips, real_length: how many real clips, of how many frames.
-        real: their statistics.
-        real_features: for the Frechet video distance, or None.
-        schemes: by name: calls and waves of the plan, and what was measured.
-    """
-
-    length: int
-    rollouts: int
-    real_clips: int
-    real_length: int
-    real: Statistics
-    real_features: torch.Tensor | None
-    schemes: Mapping[str, tuple[int, int, Drift]]
-
-    def fvd(self, drift: Drift) -> float | None:
-        """Frechet video distance of a scheme's rollouts to the real clips, if it can be measured."""
-        if self.why_no_fvd() or drift.features is None or self.real_features is None:
-            return None
-        from fdm_cli.frechet import frechet_distance
-
-        return frechet_distance(drift.features, self.real_features)
-
-    def why_no_fvd(self) -> str | None:
-        """None when there is one."""
-        if self.real_features is None:
-            return NO_NETWORK
-        if self.rollouts < 2:
-            return "needs at least 2 --rollouts"
-        if self.real_length != self.length:
-            return f"there are no real clips of {self.length} frames"
-        return None
-
-    def figures(self, drift: Drift) -> dict[str, dict[str, float]]:
-        """For each statistic: the first ten generated frames, the last ten, real clips, and the last to the real."""
-        from fdm_cli.evaluate import STATISTICS
-
-        made = {}
-        for name in STATISTICS:
-            first, last = (drift.statistics.mean(name, frames) for frames in (drift.first, drift.last))
-            real = self.real.mean(name)
-            made[name] = {"first": first, "last": last, "real": real, "ratio": last / real if real else math.nan}
-        return made
-
-    def facts(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "length": self.length,
-            "rollouts": self.rollouts,
-            "real_clips": self.real_clips,
-            "real_length": self.real_length,
-            "real": dataclasses.asdict(self.real),
-            "fvd_unavailable": self.why_no_fvd(),
-            "schemes": {
-                name: {
-                    "calls": calls,
-                    "waves": waves,
-                    "network_calls": drift.network_calls,
-                    "seconds": round(drift.seconds, 3),
-                    "first_frames": drift.first,
-                    "last_frames": drift.last,
-                    **self.figures(drift),
-                    "fvd": self.fvd(drift),
-                    "frames": dataclasses.asdict(drift.statistics),
-                }
-                for name, (calls, waves, drift) in self.schemes.items()
-            },
-        }
-
-    def lines(self) -> list[str]:
-        """For a person."""
-        real = plural(self.real_clips, "real clip") + f" of {plural(self.real_length, 'frame')}"
-        lines = [f"drift: {plural(self.rollouts, 'rollout')} of {plural(self.length, 'frame')}, {real}"]
-        for name, (calls, waves, drift) in self.schemes.items():
-            first, last = len(drift.first), len(drift.last)
-            rows = [["", f"first {first}", f"last {last}", "real", "last / real"]]
-            for statistic, figures in self.figures(drift).items():
-                rows.append([WORDS[statistic], *(f"{figures[key]:.4f}" for key in ("first", "last", "real"))])
-                rows[-1].append(f"{figures['ratio']:.2f}")
-            distance = self.fvd(drift)
-            lines += [
-                f"{name}: {plural(calls, 'window')} in {plural(waves, 'wave')}, "
-                f"{plural(drift.network_calls, 'network call')}, {duration(drift.seconds)}",
-                *_columns(rows),
-                "  Frechet video distance "
-                + (f"unavailable ({self.why_no_fvd()})" if distance is None else f"{distance:.2f}"),
-            ]
-        return lines
-
-
-WORDS = {
-    "ink": "ink (mean pixel)",
-    "grey": "grey share of visible pixels",
-    "sharpness": "sharpness (gradient energy)",
-    "changed": "changed pixels a frame",
-}
-
-
 def _drift(
     setting: _Setting, loaded: Sequence[Scheme], length: int, rollouts: int, embedding: str,
     network: VideoFeatures | None,
-) -> _Drifts:  # fmt: skip
+) -> report.Drifts:  # fmt: skip
     import torch
 
     from fdm_cli import diversity, rollout
@@ -457,103 +352,4 @@ def _drift(
             seed=setting.seed, samples=rollouts, max_batch=batch, choose=choose, network=network,
         )  # fmt: skip
         found[plan.scheme] = plan.calls, plan.waves, setting.run(work, calls, f"drift of {plan.scheme}")
-    return _Drifts(length, rollouts, real_clips, real_length, real, features, found)
-
-
-def _prediction_lines(prediction: Prediction, given: int, clips: int, futures: int) -> list[str]:
-    """The table of PSNR, SSIM and sharpness."""
-    horizon = len(prediction.model.psnr)
-    methods = {"model": prediction.model}
-    if futures > 1:
-        methods = {f"model, mean of {futures}": prediction.model, f"model, best of {futures}": prediction.best}
-    methods |= {"copy of the last given frame": prediction.copy_last, "mean of given frames": prediction.mean_given}
-    ahead = [f"+{frame}" for frame in range(1, horizon + 1)] if horizon <= 16 else ["+1", f"+{horizon}"]
-    columns = range(horizon) if horizon <= 16 else (0, horizon - 1)
-
-    def table(what: str, name: str, digits: int) -> list[str]:
-        rows = [[what, "all", *ahead]]
-        for method, quality in methods.items():
-            values = getattr(quality, name)
-            if values is None:
-                return [f"  {what} unavailable (frames are smaller than its window of 11 pixels)"]
-            whole = getattr(quality, f"{name}_all")
-            rows.append([method, *(f"{value:.{digits}f}" for value in (whole, *(values[at] for at in columns)))])
-        return _columns(rows)
-
-    return [
-        f"prediction of frames {given + 1} to {given + horizon} from the {given} before, "
-        f"{plural(clips, 'clip')}, {plural(futures, 'future')} each",
-        *table("PSNR (dB)", "psnr", 2),
-        *table("SSIM", "ssim", 3),
-        *table("sharpness / true", "sharpness", 2),
-    ]
-
-
-def _bound_lines(bound: Bound, given: int, clips: int) -> list[str]:
-    return [
-        f"variational bound, {plural(len(bound.timesteps), 'timestep')}, frames after {given} given ones, "
-        f"{plural(clips, 'clip')}: {bound.total:.4f} bits per dimension",
-        f"  prior {bound.prior:.6f}, divergences {bound.divergence:.4f}, decoder {bound.decoder:.4f}",
-    ]
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]).rstrip() for row in rows
-    ]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null stands for both."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0))
-TRUE = (40, 44, 52)
-
-
-def _draw(path: Path, prediction: Prediction | None, drift: _Drifts | None, force: bool) -> None:
-    """The figures as curves, a picture each, two side by side."""
-    import numpy as np
-
-    from fdm_cli import curve_picture, picture
-    from fdm_cli.curve_picture import Curve
-    from fdm_cli.evaluate import STATISTICS
-
-    pictures = []
-
-    def add(lines: Mapping[str, Sequence[float]], x_name: str, y_name: str, real: float | None = None) -> None:
-        longest = max(map(len, lines.values()))
-        curves = [
-            Curve(name, list(enumerate(values, 1)), colour, dots=len(values) <= 32)
-            for (name, values), colour in zip(lines.items(), COLOURS * len(lines), strict=False)
-        ]
-        if real is not None:
-            curves.append(Curve("real", [(1, real), (longest, real)], TRUE))
-        pictures.append(curve_picture.draw(curves, x_name, y_name, linear=True))
-
-    if prediction is not None:
-        methods: dict[str, Quality] = {
-            "model": prediction.model, "best": prediction.best, "copy": prediction.copy_last,
-            "mean": prediction.mean_given,
-        }  # fmt: skip
-        if prediction.best == prediction.model:
-            del methods["best"]
-        for name, words, real in (("psnr", "PSNR (dB)", None), ("ssim", "SSIM", None), ("sharpness", "sharpness", 1.0)):
-            values = {method: getattr(quality, name) for method, quality in methods.items()}
-            if all(line is not None for line in values.values()):
-                add(values, "frames ahead", words, real)
-    if drift is not None:
-        for name in STATISTICS:
-            lines = {scheme: getattr(found.statistics, name) for scheme, (_, _, found) in drift.schemes.items()}
-            add(lines, "frame", name, drift.real.mean(name))
-    if len(pictures) % 2 and len(pictures) > 1:
-        pictures.append(np.full_like(pictures[0], 255))
-    rows = [np.concatenate(pictures[at : at + 2], axis=1) for at in range(0, len(pictures), 2)]
-    picture.write_png(path, np.concatenate(rows), force=force)
+    return report.Drifts(length, rollouts, real_clips, real_length, real, features, found)
