@@ -261,8 +261,10 @@ def _load(path: Path) -> Any:
 
 
 def _refuse_claims(value: Any, path: Path) -> None:
-    """Refuses tensors whose shape claims more than their storage holds (stride tricks)."""
+    """Refuses tensors without content here, and those that claim more than their storage holds (stride tricks)."""
     if isinstance(value, Tensor):
+        if value.device.type != "cpu" or value.layout is not torch.strided:
+            raise BadInput(f"{path}: a tensor is on {value.device}, {value.layout}: not one with plain content")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise BadInput(f"{path}: a tensor claims {value.numel()} elements that the file does not hold")
     elif isinstance(value, dict):

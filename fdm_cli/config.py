@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -268,7 +267,7 @@ def _value(hint: Any, node: Node, name: str, bounds: Mapping[str, Any]) -> Any:
     value = node.value
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
-        if value not in choices or isinstance(value, bool):
+        if value not in choices or type(value) not in map(type, choices):
             node.fail(f"{name} must be one of {', '.join(map(str, choices))}, not {describe(node)}")
         return value
     if typing.get_origin(hint) is tuple:
@@ -277,8 +276,6 @@ def _value(hint: Any, node: Node, name: str, bounds: Mapping[str, Any]) -> Any:
         if not items and name == "model.channel_mult":
             node.fail(f"{name} must have at least one entry")
         return tuple(_value(item_hint, item, name, {"low": 1, "high": 65_536}) for item in items)
-    if isinstance(hint, types.UnionType) and value is None:
-        return None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint is str and not isinstance(value, str) and isinstance(value, int | float):

@@ -40,6 +40,14 @@ class Clips(Protocol):
     def longest(self) -> int | None:
         """How many frames a clip can have at most; None where there is no end."""
 
+    @property
+    def shortest(self) -> int | None:
+        """How many frames a clip of any of the videos can have; None where there is no end."""
+
+    @property
+    def videos(self) -> int | None:
+        """How many videos the clips come from; None where each clip is made anew."""
+
     def of_length(self, clip_length: int) -> Clips:
         """Clips of another length from the same videos, but for those that are too short; at most `longest`."""
 
@@ -74,6 +82,16 @@ class VideoClips:
     def longest(self) -> int:
         """See Clips.longest."""
         return int(self.lengths.max())
+
+    @property
+    def shortest(self) -> int:
+        """See Clips.shortest."""
+        return int(self.lengths.min())
+
+    @property
+    def videos(self) -> int:
+        """See Clips.videos."""
+        return len(self.lengths)
 
     def of_length(self, clip_length: int) -> VideoClips:
         """See Clips.of_length."""

@@ -4,9 +4,9 @@ The adaptive schemes of FDM (arXiv 2205.11495, appendix on adaptive schemes) obs
 frame is a point in an embedding; the window starts from frames that the scheme names and takes, again and again, the
 frame whose distance to the nearest one taken is largest (farthest-point selection, Gonzalez 1985).
 
-A frame is embedded once, when it first may be chosen, and its embedding is a few hundred bytes. One window's choice
-of n among F known frames takes n passes over F distances: the distance to the nearest frame taken is kept and only
-ever lowered.
+A frame is embedded once, when it first may be chosen, and its embedding stays in memory: half a kilobyte (`pixels`)
+or two (`lpips`). One window's choice of n among F known frames takes n passes over F points: the distance to the
+nearest frame taken is kept and only ever lowered.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fdm_cli.errors import BadInput, RunFailed, did_you_mean
 from fdm_cli.plan import Plan
 
 EMBEDDINGS = ("pixels", "lpips")
+BLOCK = 4096  # points whose distances are computed at once
 
 Vector = NDArray[np.float32]
 
@@ -166,14 +167,16 @@ def farthest(points: Vector, taken: Sequence[int], count: int, prefer: NDArray[n
             own number when not given.
 
     Returns:
-        the rows, in the order in which they were chosen. Work and memory: O(F D) a choice, O(F) in all.
+        the rows, in the order in which they were chosen. Work: O(F D) a choice; memory: O(F) besides the points.
     """
     order = np.arange(len(points)) if prefer is None else prefer
     nearest = np.full(len(points), np.inf, np.float32)  # squared distance to the nearest row taken
     chosen: list[int] = []
 
     def take(row: int) -> None:
-        np.minimum(nearest, np.square(points - points[row]).sum(1), out=nearest)
+        for start in range(0, len(points), BLOCK):
+            block = slice(start, start + BLOCK)
+            np.minimum(nearest[block], np.square(points[block] - points[row]).sum(1), out=nearest[block])
         nearest[row] = -1  # and so it stays
 
     for row in taken:

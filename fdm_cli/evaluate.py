@@ -126,7 +126,8 @@ class Drift:
         first, last: the first and the last ten frames that were generated.
         network_calls: batched ones, as they were made.
         seconds: of making them.
-        features: (videos, F) for the Frechet video distance; None when that is not measured.
+        features: (videos, F) for the Frechet video distance, of whole videos, given frames and all; None when that is
+            not measured.
     """
 
     statistics: Statistics
@@ -150,15 +151,22 @@ def held_out_clips(clips: Clips, what: str, count: int, length: int, first: int 
     Raises:
         BadInput: no video is so long.
     """
-    if clips.longest is not None and clips.longest < length:
-        raise BadInput(f"no held-out clip has {length} frames; the longest has {clips.longest}")
+    check_length(clips, length)
     source = clips.of_length(length)
     for number in range(first, first + count):
         yield to_model(source.clip(generator("evaluate", what, number), np.arange(length)))
 
 
+def check_length(clips: Clips, length: int) -> None:
+    """Raises BadInput when no video has so many frames."""
+    if clips.longest is not None and clips.longest < length:
+        raise BadInput(f"no held-out clip has {length} frames; the longest has {clips.longest}")
+
+
 def prediction_plan(window: int, given: int) -> Plan:
     """One window: its first `given` frames are observed, the others latent. BadInput unless 1 <= given < window."""
+    if window < 2:
+        raise BadInput("a model whose window is one frame predicts nothing from given ones", "--only drift")
     if not 1 <= given < window:
         raise BadInput(f"{given} given frames of a window of {window}", f"--given takes 1 to {window - 1}")
     return planning.make(scheme.load("single"), length=window, window=window, given=((0, given),))

@@ -1,7 +1,8 @@
 """The held-out loss: how well the EMA weights predict on clips that training never sees.
 
 Clips, windows, noise and timesteps are fixed and the same for every run on the same data, whatever its seed, its
-masks and its loss weighting: the curves of two runs of one model size can be laid over each other.
+masks, its timesteps and its loss weighting: the curves of two runs of one model size and one process can be laid over
+each other (a loss is in units of the parameterization and of the process's normalisation).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def measure(
     """
     device = next(model.parameters()).device
     # As in sampling, no window has padding; and clips have their full length at every step of the training.
-    config = replace(config, data=replace(config.data, masks="filled", first_clip_length=0, growth_steps=0))
+    data = replace(config.data, masks="filled", first_clip_length=0, growth_steps=0)
+    config = replace(config, data=data, training=replace(config.training, timestep_shift=1.0))
     timesteps = ((torch.arange(CLIPS) + 0.5) / CLIPS * process.timesteps).long()
     losses = torch.zeros(CLIPS)
     starts = range(0, CLIPS, at_once)

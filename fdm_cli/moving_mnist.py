@@ -93,6 +93,16 @@ class MovingMnist:
         """See dataset.Clips.longest."""
         return None
 
+    @property
+    def shortest(self) -> None:
+        """See dataset.Clips.shortest."""
+        return None
+
+    @property
+    def videos(self) -> None:
+        """See dataset.Clips.videos."""
+        return None
+
     def of_length(self, clip_length: int) -> MovingMnist:
         """See dataset.Clips.of_length."""
         return replace(self, clip_length=clip_length)

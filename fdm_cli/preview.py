@@ -9,14 +9,13 @@ import numpy as np
 from fdm_cli import picture, plan, rollout, samplers, scheme, video
 from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
-from fdm_cli.video_info import Frame
+from fdm_cli.video_info import DEFAULT_FPS, Frame
 from fdm_cli.video_writer import open_writer
 
 SAMPLES = 4
 SCHEME = "autoregressive"
 SAMPLER = "ddim"
 SEED = 0
-FPS = 10.0
 WINDOWS = 3  # the longest preview, in windows
 SHEET_COLUMNS = 16
 
@@ -42,7 +41,7 @@ def write_preview(checkpoint: Checkpoint, path: Path, at_once: int = SAMPLES) ->
     rows: list[list[Frame]] = [[] for _ in range(SAMPLES)]
     the_plan = plan.make(scheme.load(SCHEME), length=length, window=min(config.model.window, length))
     number = 0
-    with open_writer(path, FPS, force=True) as writer:
+    with open_writer(path, DEFAULT_FPS, force=True) as writer:
         sampling = Sampling(samplers.make(SAMPLER), steps)
         for update in rollout.run(checkpoint, the_plan, sampling, seed=SEED, samples=SAMPLES, max_batch=at_once):
             for frames in update.frames:

@@ -8,7 +8,6 @@ One process at a time: the folder is locked, and the lock goes away with the pro
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import signal
@@ -25,7 +24,7 @@ from fdm_cli.checkpoint import read_state, save_state
 from fdm_cli.config import Config
 from fdm_cli.curve_picture import Curve, draw
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import replacing
+from fdm_cli.files import finite, replacing
 from fdm_cli.picture import write_png
 
 SMOOTHING = 0.98  # of the training loss in the picture
@@ -122,7 +121,7 @@ class RunFolder:
         """Adds a line to metrics.jsonl; JSON knows no NaN, so a number that is not finite becomes null."""
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+                file.write(json.dumps(finite(record), allow_nan=False) + "\n")
         except OSError as error:
             raise RunFailed(f"cannot write {self.metrics}: {error.strerror or error}") from None
 
@@ -170,15 +169,6 @@ class RunFolder:
         for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
             for file in folder.glob(".*.part*"):
                 file.unlink(missing_ok=True)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for every number that is not finite, which JSON does not know."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StopSignals:

@@ -8,7 +8,7 @@ data), given x_t and the network's estimate of x_0. With abar the cumulative sig
 
         x_u = sqrt(abar') beta / (1 - abar) x_0 + sqrt(1 - beta) (1 - abar') / (1 - abar) x_t + sqrt(beta) z
 
-  `posterior-variance` is the same with the small variance beta (1 - abar') / (1 - abar).
+  With the small variance, the posterior's, beta (1 - abar') / (1 - abar), it is `ddim` with eta = 1.
 
 * `ddim` (arXiv 2010.02502, eq. 12 and 16), sigma = eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar'):
 

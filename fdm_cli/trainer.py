@@ -1,9 +1,9 @@
 """The training loop: a generator of step statistics; whoever runs it decides what to show.
 
 Every random draw of a step is a function of the seed and of the clip's number (step * batch size + place
-in the batch), dropout of the seed, the step and the part. A resumed run therefore needs no random state, and gives
-bit for bit the weights of an uninterrupted one; and how a step's clips are shared out over several processes or
-computed in parts changes nothing beyond rounding.
+in the batch), dropout of the seed, the step, the part and the process. A resumed run therefore needs no random
+state, and gives bit for bit the weights of an uninterrupted one; and how a step's clips are shared out over several
+processes or computed in parts changes nothing beyond rounding, where there is no dropout.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Trainer:
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Of the step after `step` steps: rises linearly over the warm-up, then stays or falls to 0 at the last step."""
+    """Of the step after `step` steps: rises linearly over the warm-up, then stays or falls to 0 just after the last."""
     warmup = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
     progress = max(0, step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}

@@ -54,7 +54,9 @@ def samplers() -> None:
     for sampler, all_steps in SAMPLERS.items():
         points = []
         for steps in all_steps:
-            quality = evaluate("--only", "prediction", "--sampler", sampler, "--steps", steps)["prediction"]["model"]
+            quality = evaluate("--only", "prediction", "--sampler", sampler, "--sampling-steps", steps)["prediction"][
+                "model"
+            ]
             psnr, ahead, sharp = quality["psnr_all"], quality["psnr"][0], quality["sharpness_all"]
             row(sampler, steps, f"{psnr:.2f}", f"{ahead:.2f}", f"{sharp:.2f}")
             points.append((min(steps, 50), psnr))

@@ -100,15 +100,20 @@ def test_a_configuration_that_claims_an_enormous_network_takes_no_memory(micro_c
         load_checkpoint(edited(micro_checkpoint, tmp_path, edit))
 
 
-def test_a_tensor_that_claims_more_than_the_file_holds(micro_checkpoint, tmp_path):
-    def edit(state):
-        state["ema"]["out.2.bias"] = torch.zeros(1).expand(10**12)
-
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.zeros(1).expand(10**12), "claims"),
+        (torch.ones(1, device="meta"), "a tensor is on meta"),
+        (torch.ones(1).to_sparse(), "not one with plain content"),
+    ],
+)
+def test_a_tensor_that_claims_more_than_the_file_holds(micro_checkpoint, tmp_path, tensor, says):
     content = read_state(micro_checkpoint)
-    edit(content)
-    torch.save({**content, "digest": "x"}, tmp_path / "stride.pt")
-    with pytest.raises(BadInput, match="claims"):
-        load_checkpoint(tmp_path / "stride.pt")
+    content["ema"]["out.2.bias"] = tensor
+    torch.save({**content, "digest": "x"}, tmp_path / "hostile.pt")
+    with pytest.raises(BadInput, match=says):
+        load_checkpoint(tmp_path / "hostile.pt")
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(micro_checkpoint, tmp_path):

@@ -43,6 +43,7 @@ def test_set_overrides():
         ("training.learning_rate=nan", "not a finite number", None),
         ("diffusion.betas=cosin", "must be one of linear, cosine", None),
         ("model.dropout=true", "must be a number", None),
+        ("model.image_channels=1.0", "must be one of 1, 3", None),
         ("training.accumulation=3", "equal parts", "multiple of 3"),
         ("training.precision=fp8", "must be one of fp32, bf16, fp16", None),
         ("training=3", "must be a mapping", None),

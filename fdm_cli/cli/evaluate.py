@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from fdm_cli.batch import Sampling
     from fdm_cli.budget import Budget
     from fdm_cli.checkpoint import Checkpoint
-    from fdm_cli.config import Config, DataConfig
+    from fdm_cli.config import Config
     from fdm_cli.dataset import Clips
-    from fdm_cli.evaluate import Bound, Prediction
+    from fdm_cli.diversity import Embedding
+    from fdm_cli.evaluate import Bound, Prediction, Statistics
     from fdm_cli.frechet import VideoFeatures
+    from fdm_cli.plan import Plan
     from fdm_cli.scheme import Scheme
 
 T = TypeVar("T")
@@ -109,17 +111,7 @@ def evaluate(
         ),
     ] = None,
     sampler: options.Sampler = "ddim",
-    sampling_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--sampling-steps",
-            "--steps",
-            metavar="N",
-            min=1,
-            max=100_000,
-            help="Network calls a window; default: the sampler's.",
-        ),
-    ] = None,
+    sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
@@ -153,6 +145,8 @@ def evaluate(
         raise BadInput(f"--scheme: there are two of the name {twice}")
     if plot is not None:
         options.check_plot(plot, force)
+        if parts == ("bound",):
+            raise BadInput("--plot draws prediction and drift, --only leaves out both")
     model_file = options.model_file(checkpoint, output)
 
     from fdm_cli import diversity, samplers
@@ -160,22 +154,23 @@ def evaluate(
     from fdm_cli.batch import Sampling
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
+    from fdm_cli.files import finite
     from fdm_cli.frechet import VideoFeatures
 
+    # Whatever can be refused is refused before anything is measured: results are shown at the end.
     samplers.make(sampler)
     diversity.check_embedding(embedding)
     where = choose_device(device.value, threads)
     model = load_checkpoint(model_file, where)
     network = VideoFeatures(fvd_weights, where) if fvd_weights else None
-    config = model.config
-    window = config.model.window
-    if data is not None:
-        config = dataclasses.replace(config, data=_other_data(config.data, data, window))
+    window = model.config.model.window
     if parts != ("drift",):
         evaluation.prediction_plan(window, given)
+    bound_at = _bound_timesteps(model, bound_timesteps) if "bound" in parts else []
+    clips_of = _open(model.config, data, output)
     setting = _Setting(
         checkpoint=model,
-        clips=_open(config, output),
+        clips=clips_of,
         sampling=Sampling.of(sampler, sampling_steps, guidance, model.process.timesteps),
         seed=seed,
         given=given,
@@ -184,16 +179,16 @@ def evaluate(
         device=where,
         output=output,
     )
+    rolled = _prepare_drift(setting, loaded, length, rollouts, embedding, network) if "drift" in parts else None
     prediction = _predict(setting, clips, futures) if "prediction" in parts else None
-    bound = _bound(setting, clips, bound_timesteps) if "bound" in parts else None
-    drift = None
-    if "drift" in parts:
-        drift = _drift(setting, loaded, length, rollouts, embedding, network)
+    bound = _bound(setting, clips, bound_at) if "bound" in parts else None
+    drift = _drift(setting, rolled) if rolled else None
+    source = data or model.config.data.source
     facts: dict[str, Any] = {
         "checkpoint": str(model_file),
         "checkpoint_sha256": model.sha256,
         "step": model.step,
-        "data": config.data.source,
+        "data": source,
         "window": window,
         "given": given,
         "clips": clips,
@@ -203,12 +198,12 @@ def evaluate(
         "sampling_steps": len(setting.sampling.timesteps),
         "guidance": guidance,
         "device": where.type,
-        "prediction": report.finite(dataclasses.asdict(prediction)) if prediction else None,
-        "bound": report.finite(dataclasses.asdict(bound)) if bound else None,
-        "drift": report.finite(drift.facts()) if drift else None,
+        "prediction": finite(dataclasses.asdict(prediction)) if prediction else None,
+        "bound": finite(dataclasses.asdict(bound)) if bound else None,
+        "drift": finite(drift.facts()) if drift else None,
     }
     lines = [
-        f"{model_file} after {plural(model.step, 'step')}, on held-out clips of {config.data.source}; "
+        f"{model_file} after {plural(model.step, 'step')}, on held-out clips of {source}; "
         f"{sampler}, {plural(facts['sampling_steps'], 'step')}, seed {seed}"
     ]
     if prediction:
@@ -217,10 +212,10 @@ def evaluate(
         lines += ["", *report.bound_lines(bound, given, clips)]
     if drift:
         lines += ["", *drift.lines()]
+    output.result(facts, "\n".join(lines))
     if plot is not None:
         report.draw(plot, prediction, drift, force)
         output.note(f"wrote {plot}")
-    output.result(facts, "\n".join(lines))
 
 
 def _parts(only: str | None) -> tuple[str, ...]:
@@ -234,27 +229,35 @@ def _parts(only: str | None) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _other_data(data: DataConfig, source: str, window: int) -> DataConfig:
-    """Where `--data` points. What is not the training's data may be shorter than it: a clip need only fill a window."""
-    if source == data.source:
-        return data
-    length = min(window, data.clip_length)
-    return dataclasses.replace(data, source=source, clip_length=length, first_clip_length=0, growth_steps=0)
+def _open(config: Config, data: str | None, output: Output) -> Clips:
+    """The held-out clips, decoded with progress where that has not been done; says so when training saw them too.
 
-
-def _open(config: Config, output: Output) -> Clips:
-    """The held-out clips, decoded with progress where that has not been done; says so when training saw them too."""
+    What is not the training's data may be shorter than it: a clip need only fill a window. But where some clips are
+    as long as in training only those count, as in training: the data may be the training's by another name, and the
+    last tenth of more clips would be another one.
+    """
     from fdm_cli import dataset
     from fdm_cli.cli.data_report import prepare
 
+    trained = opened = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, source=data or config.data.source)
+    )
+    if trained != config:
+        short = min(config.model.window, config.data.clip_length)
+        opened = dataclasses.replace(
+            trained, data=dataclasses.replace(trained.data, clip_length=short, first_clip_length=0, growth_steps=0)
+        )
     try:
-        found = prepare(config, output)
+        found = prepare(opened, output)
     except BadInput as error:  # its hint may be an option of `fdm train`
-        needed = f"a held-out clip needs {config.data.clip_length} frames here"
+        needed = f"a held-out clip needs {opened.data.clip_length} frames here"
         raise BadInput(error.message, needed if "--set" in (error.hint or "") else error.hint) from None
+    if any(video.frames >= trained.data.clip_length for video in found.videos):
+        opened = trained
+        found = dataset.survey(opened)
     if found.unit == "clips" and len(found.videos) == 1:
-        output.warn(f"{config.data.source} is one clip: nothing is held out, so training may have seen it")
-    return dataset.open_clips(config, "held-out")
+        output.warn(f"{opened.data.source} is one clip: nothing is held out, so training may have seen it")
+    return dataset.open_clips(opened, "held-out")
 
 
 def _drive(work: Generator[int, None, T], progress: Progress, what: str) -> T:
@@ -289,67 +292,108 @@ def _predict(setting: _Setting, count: int, futures: int) -> Prediction:
     return setting.run(work, calls, "prediction")
 
 
-def _bound(setting: _Setting, count: int, steps: int) -> Bound:
-    from fdm_cli import evaluate as evaluation
+def _bound_timesteps(checkpoint: Checkpoint, steps: int) -> list[int]:
     from fdm_cli import samplers
+
+    total = checkpoint.process.timesteps
+    if steps > total:
+        raise BadInput(f"--bound-timesteps {steps}: the model's process has {total}", f"take 2 to {total}")
+    return samplers.choose_timesteps(total, steps)
+
+
+def _bound(setting: _Setting, count: int, timesteps: Sequence[int]) -> Bound:
+    from fdm_cli import evaluate as evaluation
 
     plan = evaluation.prediction_plan(setting.checkpoint.config.model.window, setting.given)
     batch = min(setting.batch(plan, count), count)
-    total = setting.checkpoint.process.timesteps
-    if steps > total:
-        raise BadInput(f"--bound-timesteps {steps}: the model's process has {total}", f"take 2 to {total}")
-    timesteps = samplers.choose_timesteps(total, steps)
     work = evaluation.measure_bound(
         setting.checkpoint, _windows(setting, count), setting.given, timesteps, seed=setting.seed, max_batch=batch
     )
-    return setting.run(work, -(-count // batch) * steps, "bound")
+    return setting.run(work, -(-count // batch) * len(timesteps), "bound")
 
 
-def _drift(
+@dataclass(frozen=True)
+class _Rollouts:
+    """What is to be rolled out, and what it will be compared with: found before anything is measured."""
+
+    length: int
+    rollouts: int
+    plans: Sequence[tuple[Scheme, Plan]]
+    embedding: Embedding | None
+    network: VideoFeatures | None
+    no_fvd: str | None
+    real_clips: int
+    real_length: int
+    real_videos: int | None
+    real: Statistics
+    real_features: torch.Tensor | None
+
+
+def _prepare_drift(
     setting: _Setting, loaded: Sequence[Scheme], length: int, rollouts: int, embedding: str,
     network: VideoFeatures | None,
-) -> report.Drifts:  # fmt: skip
+) -> _Rollouts:  # fmt: skip
+    from fdm_cli import diversity
+    from fdm_cli import evaluate as evaluation
+    from fdm_cli import plan as planning
+
+    window, clips, output = setting.checkpoint.config.model.window, setting.clips, setting.output
+    plans = []
+    for scheme in loaded:
+        spans = givens.example(scheme, length=length, window=window)
+        plan = planning.make(scheme, length=length, window=window, given=spans)
+        if plan.calls == 0:
+            raise BadInput(f"{scheme.name} has nothing to make of {plural(length, 'frame')}", "a larger --length")
+        if plan.given:
+            evaluation.check_length(clips, length)
+        warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
+        plans.append((scheme, plan))
+    real_length = length if clips.longest is None or clips.longest >= length else clips.shortest or length
+    if real_length < length:
+        output.warn(f"no held-out clip has {length} frames: rollouts are compared with clips of {real_length}")
+    no_fvd = report.why_no_fvd(network is not None, rollouts, length, real_length)
+    if no_fvd:
+        network = None
+    elif rollouts < FEW_VIDEOS:
+        output.warn(f"a Frechet distance of {rollouts} videos is much larger than that of many: compare equal numbers")
+    real_clips = max(rollouts, LEAST_REAL)
+    real, features = evaluation.real_statistics(
+        evaluation.held_out_clips(clips, "video", real_clips, real_length), network
+    )
+    adaptive = any(scheme.adaptive for scheme in loaded)
+    return _Rollouts(
+        length, rollouts, plans, diversity.make_embedding(embedding, setting.device) if adaptive else None, network,
+        no_fvd, real_clips, real_length, clips.of_length(real_length).videos, real, features,
+    )  # fmt: skip
+
+
+def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
     import torch
 
     from fdm_cli import diversity, rollout
     from fdm_cli import evaluate as evaluation
-    from fdm_cli import plan as planning
 
-    config, clips, output = setting.checkpoint.config, setting.clips, setting.output
-    plans = []
-    for scheme in loaded:
-        spans = givens.example(scheme, length=length, window=config.model.window)
-        plan = planning.make(scheme, length=length, window=config.model.window, given=spans)
-        if plan.calls == 0:
-            raise BadInput(f"{scheme.name} has nothing to make of {plural(length, 'frame')}", "a larger --length")
-        warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
-        plans.append((scheme, plan))
-    longest = clips.longest or length
-    real_length, real_clips = min(length, longest), max(rollouts, LEAST_REAL)
-    if real_length < length:
-        output.warn(f"no held-out clip has {length} frames: rollouts are compared with clips of {real_length}")
-    if network is not None and rollouts < FEW_VIDEOS:
-        output.warn(f"a Frechet distance of {rollouts} videos is much larger than that of many: compare equal numbers")
-    real, features = evaluation.real_statistics(
-        evaluation.held_out_clips(clips, "video", real_clips, real_length), network
-    )
+    rollouts = asked.rollouts
     found = {}
-    for scheme, plan in plans:
+    for scheme, plan in asked.plans:
         places = [frame for start, stop in plan.given for frame in range(start, stop)]
         frames: dict[int, torch.Tensor] = {}
         if places:
             videos = [
-                video[places] for video in evaluation.held_out_clips(clips, "video", rollouts, length)
+                video[places] for video in evaluation.held_out_clips(setting.clips, "video", rollouts, asked.length)
             ]  # the whole clip is needed: given frames stand far apart
             frames = dict(zip(places, torch.stack(videos, dim=1), strict=True))
         batch = setting.batch(plan, max(len(wave) for wave in plan.by_wave()) * rollouts)
         calls = rollout.count_calls(plan, setting.sampling, rollouts, batch) * len(setting.sampling.timesteps)
         choose = None
-        if scheme.adaptive:
-            choose = diversity.Diversity(plan, diversity.make_embedding(embedding, setting.device), rollouts).choose
+        if scheme.adaptive and asked.embedding is not None:
+            choose = diversity.Diversity(plan, asked.embedding, rollouts).choose
         work = evaluation.roll_out(
             setting.checkpoint, plan, setting.sampling, frames,
-            seed=setting.seed, samples=rollouts, max_batch=batch, choose=choose, network=network,
+            seed=setting.seed, samples=rollouts, max_batch=batch, choose=choose, network=asked.network,
         )  # fmt: skip
-        found[plan.scheme] = plan.calls, plan.waves, setting.run(work, calls, f"drift of {plan.scheme}")
-    return report.Drifts(length, rollouts, real_clips, real_length, real, features, found)
+        found[plan.scheme] = plan, setting.run(work, calls, f"drift of {plan.scheme}")
+    return report.Drifts(
+        asked.length, rollouts, asked.real_clips, asked.real_length, asked.real_videos, asked.real,
+        asked.real_features, asked.no_fvd, found,
+    )  # fmt: skip

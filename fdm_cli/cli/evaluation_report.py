@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from fdm_cli.evaluate import Bound, Drift, Prediction, Quality, Statistics
+    from fdm_cli.plan import Plan
 
 NO_NETWORK = "needs --fvd-weights, a TorchScript I3D"
 WORDS = {
@@ -38,36 +39,30 @@ class Drifts:
         length: frames of a rollout.
         rollouts: of each scheme.
         real_clips, real_length: how many real clips, of how many frames.
+        real_videos: how many videos they come from; None where each is made anew.
         real: their statistics.
         real_features: for the Frechet video distance, or None.
-        schemes: by name: calls and waves of the plan, and what was measured.
+        no_fvd: why it was not measured, or None.
+        schemes: by name: the plan, and what was measured.
     """
 
     length: int
     rollouts: int
     real_clips: int
     real_length: int
+    real_videos: int | None
     real: Statistics
     real_features: torch.Tensor | None
-    schemes: Mapping[str, tuple[int, int, Drift]]
+    no_fvd: str | None
+    schemes: Mapping[str, tuple[Plan, Drift]]
 
     def fvd(self, drift: Drift) -> float | None:
-        """Frechet video distance of a scheme's rollouts to the real clips, if it can be measured."""
-        if self.why_no_fvd() or drift.features is None or self.real_features is None:
+        """Frechet video distance of a scheme's rollouts to the real clips, where it was measured."""
+        if drift.features is None or self.real_features is None:
             return None
         from fdm_cli.frechet import frechet_distance
 
         return frechet_distance(drift.features, self.real_features)
-
-    def why_no_fvd(self) -> str | None:
-        """None when there is one."""
-        if self.real_features is None:
-            return NO_NETWORK
-        if self.rollouts < 2:
-            return "needs at least 2 --rollouts"
-        if self.real_length != self.length:
-            return f"there are no real clips of {self.length} frames"
-        return None
 
     def figures(self, drift: Drift) -> dict[str, dict[str, float]]:
         """For each statistic: the first ten generated frames, the last ten, real clips, and the last to the real."""
@@ -87,12 +82,13 @@ class Drifts:
             "rollouts": self.rollouts,
             "real_clips": self.real_clips,
             "real_length": self.real_length,
+            "real_videos": self.real_videos,
             "real": dataclasses.asdict(self.real),
-            "fvd_unavailable": self.why_no_fvd(),
+            "fvd_unavailable": self.no_fvd,
             "schemes": {
                 name: {
-                    "calls": calls,
-                    "waves": waves,
+                    "calls": plan.calls,
+                    "waves": plan.waves,
                     "network_calls": drift.network_calls,
                     "seconds": round(drift.seconds, 3),
                     "first_frames": drift.first,
@@ -101,15 +97,17 @@ class Drifts:
                     "fvd": self.fvd(drift),
                     "frames": dataclasses.asdict(drift.statistics),
                 }
-                for name, (calls, waves, drift) in self.schemes.items()
+                for name, (plan, drift) in self.schemes.items()
             },
         }
 
     def lines(self) -> list[str]:
         """For a person."""
         real = plural(self.real_clips, "real clip") + f" of {plural(self.real_length, 'frame')}"
+        if self.real_videos is not None:
+            real += f" from {plural(self.real_videos, 'video')}"
         lines = [f"drift: {plural(self.rollouts, 'rollout')} of {plural(self.length, 'frame')}, {real}"]
-        for name, (calls, waves, drift) in self.schemes.items():
+        for name, (plan, drift) in self.schemes.items():
             first, last = len(drift.first), len(drift.last)
             rows = [["", f"first {first}", f"last {last}", "real", "last / real"]]
             for statistic, figures in self.figures(drift).items():
@@ -117,13 +115,23 @@ class Drifts:
                 rows[-1].append(f"{figures['ratio']:.2f}")
             distance = self.fvd(drift)
             lines += [
-                f"{name}: {plural(calls, 'window')} in {plural(waves, 'wave')}, "
+                f"{name}: {plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}, "
                 f"{plural(drift.network_calls, 'network call')}, {duration(drift.seconds)}",
                 *_columns(rows),
                 "  Frechet video distance "
-                + (f"unavailable ({self.why_no_fvd()})" if distance is None else f"{distance:.2f}"),
+                + (f"unavailable ({self.no_fvd})" if distance is None else f"{distance:.2f}")
+                + (", given frames are part of the videos" if distance is not None and plan.given else ""),
             ]
         return lines
+
+
+def why_no_fvd(network: bool, rollouts: int, length: int, real_length: int) -> str | None:
+    """None when the Frechet video distance can be measured."""
+    if not network:
+        return NO_NETWORK
+    if rollouts < 2:
+        return "needs at least 2 --rollouts"
+    return None if real_length == length else f"there are no real clips of {length} frames"
 
 
 def prediction_lines(prediction: Prediction, given: int, clips: int, futures: int) -> list[str]:
@@ -172,15 +180,6 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null stands for both."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def draw(path: Path, prediction: Prediction | None, drift: Drifts | None, force: bool) -> None:
     """The figures as curves, a picture each, two side by side."""
     import numpy as np
@@ -206,7 +205,7 @@ def draw(path: Path, prediction: Prediction | None, drift: Drifts | None, force:
             "model": prediction.model, "best": prediction.best, "copy": prediction.copy_last,
             "mean": prediction.mean_given,
         }  # fmt: skip
-        if prediction.best == prediction.model:
+        if prediction.best.psnr == prediction.model.psnr:
             del methods["best"]
         for name, words, real in (("psnr", "PSNR (dB)", None), ("ssim", "SSIM", None), ("sharpness", "sharpness", 1.0)):
             values = {method: getattr(quality, name) for method, quality in methods.items()}
@@ -214,7 +213,7 @@ def draw(path: Path, prediction: Prediction | None, drift: Drifts | None, force:
                 add(values, "frames ahead", words, real)
     if drift is not None:
         for name in STATISTICS:
-            lines = {scheme: getattr(found.statistics, name) for scheme, (_, _, found) in drift.schemes.items()}
+            lines = {scheme: getattr(found.statistics, name) for scheme, (_, found) in drift.schemes.items()}
             add(lines, "frame", name, drift.real.mean(name))
     if len(pictures) % 2 and len(pictures) > 1:
         pictures.append(np.full_like(pictures[0], 255))

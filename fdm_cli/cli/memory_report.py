@@ -91,6 +91,8 @@ def sampling_batch(
     budget: Budget | None,
     device: torch.device,
     output: Output,
+    *,
+    resumed: bool = False,
 ) -> int:
     """How many windows of a plan a network call may take: what was asked for, else the most that fits.
 
@@ -102,6 +104,7 @@ def sampling_batch(
         budget: None when the system does not say.
         device: that computes.
         output: for remarks.
+        resumed: what was asked for is not an option but what the interrupted run began with.
 
     Raises:
         BadInput: what was asked for does not fit, with the largest --max-batch that does; or not even one window fits.
@@ -121,11 +124,16 @@ def sampling_batch(
             if largest and not asked:
                 return largest
             batch = batch if asked else 1
+            remedy = "not even one window fits; a shorter --window needs less"
+            if largest:
+                remedy = f"--max-batch {largest} fits"
+            if asked and resumed:
+                remedy = "the interrupted run began with so many; it can go on when more memory is free"
             peak, windows = call.peak(batch), f"{batch} windows" if batch > 1 else "one window"
             raise BadInput(
                 f"a network call on {windows} of {plan.window} frames needs {gigabytes(peak + margin.on(peak))} "
                 f"of memory, there are {gigabytes(budget.size)} ({budget.source})",
-                f"--max-batch {largest} fits" if largest else "not even one window fits; a shorter --window needs less",
+                remedy,
             )
     except memory.NotCounted as error:
         output.warn(f"{error.message}; sampling starts without the memory check")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdm_cli import __version__, scheme
+from fdm_cli import __version__, scheme, video_info
 from fdm_cli.cli import memory_report, options
 from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
@@ -53,8 +53,6 @@ class Request:
     compile: bool
     clip: ClipRequest | None = None
 
-
-DEFAULT_FPS = 10.0
 
 # What decides the frames, of what the report says: a run is resumed only where all of it is the same.
 _DECISIVE = (
@@ -114,7 +112,11 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     widest = max(len(wave) for wave in plan.by_wave()) * request.num_samples
     asked = request.max_batch or earlier.get("max_batch")
     # What is free differs from process to process; how the work is divided into batches must not.
-    max_batch = ranks.smallest(memory_report.sampling_batch(checkpoint, asked, widest, plan, budget, device, output))
+    max_batch = ranks.smallest(
+        memory_report.sampling_batch(
+            checkpoint, asked, widest, plan, budget, device, output, resumed=request.max_batch is None
+        )
+    )
     calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks) * len(timesteps)
     if request.dry_run:
         memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan, budget, device)
@@ -127,7 +129,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         choose = diversity.Diversity(plan, embedding, request.num_samples).choose
     seed = request.seed if request.seed is not None else earlier.get("seed")
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
-    fps = request.fps or given.fps or DEFAULT_FPS
+    fps = request.fps or given.fps or video_info.DEFAULT_FPS
     report: dict[str, Any] = {
         "frames": plan.length,
         "width": 0,  # these three are known when the files are written
@@ -335,7 +337,7 @@ def _write(
 
 
 def _interrupted(signal: int, done: int, windows: int, files: Outputs) -> Interrupted:
-    if done == 0:
+    if not files.work.worthwhile:
         return Interrupted(signal, "interrupted before the first window was finished")
     return Interrupted(
         signal,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fdm_cli.cli import options
-from fdm_cli.cli.render import Output, duration
+from fdm_cli.cli.render import Output, duration, plural
 from fdm_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -162,10 +162,9 @@ def _new_folder(name: str) -> Path:
 def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, sets: list[str]) -> Config:
     """The run's own configuration; what the command line says must agree with it.
 
-    But for the number of steps, and where the data lies: whether it is the same is seen by its content.
+    But for the number of steps, which stays the run's unless --steps changes it, and where the data lies: whether
+    it is the same is seen by its content.
     """
-    import dataclasses
-
     from fdm_cli import config as configuration
 
     free = [text for text in sets if text.startswith(("training.steps=", "data.source="))]
@@ -183,7 +182,6 @@ def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, se
                 f"{folder.path} was started with another {difference}",
                 "only --steps and --data may change when a run is resumed; --run starts another one",
             )
-        config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=asked.training.steps))
     return config
 
 
@@ -298,7 +296,7 @@ def _train(
             output.note(f"{folder.path} is at step {trainer.step} already")
         if memory:
             output.note(memory)
-        began = time.monotonic()
+        began, first_step = time.monotonic(), trainer.step
         loss = None
         with (
             (
@@ -321,7 +319,8 @@ def _train(
                     board.add(stats)
         checkpoint = ranks.share(lambda: folder.checkpoints()[-1])
         seconds = time.monotonic() - began
-    output.note(f"{total} steps done in {duration(seconds)}")
+    if trainer.step > first_step:
+        output.note(f"{plural(trainer.step - first_step, 'step')} done in {duration(seconds)}")
     output.result(
         {
             "run": str(folder.path),

@@ -19,7 +19,7 @@ class Network(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool3d(x, [1, 2, 2]).flatten(1)
 
 
-FAST = ("--steps", 2, "--clips", 4, "--bound-timesteps", 3, "--length", 24, "--rollouts", 2)
+FAST = ("--sampling-steps", 2, "--clips", 4, "--bound-timesteps", 3, "--length", 24, "--rollouts", 2)
 
 
 @pytest.fixture
@@ -115,6 +115,28 @@ def test_other_data_need_only_fill_a_window(evaluate, tmp_path):
     assert "hint: a held-out clip needs 16 frames here" in done.stderr
 
 
+def test_other_data_that_is_the_training_s_by_another_name_is_split_as_in_training(evaluate, tmp_path):
+    """Of 20 videos 10 are long enough to be trained on, so the 20th is held out, not the 19th and the 20th."""
+    (tmp_path / "videos").mkdir()
+    for number in range(20):
+        value = 10 if number < 19 else 200
+        np.save(tmp_path / "videos" / f"{number}.npy", np.full((17 if number < 10 else 40, 16, 16), value, np.uint8))
+    done = evaluate("--data", "videos", "--only", "drift", "--json", "--rollouts", 1)
+    assert json.loads(done.stdout)["drift"]["real"]["ink"][0] == pytest.approx(200 / 255)
+    assert json.loads(done.stdout)["drift"]["real_videos"] == 1
+
+
+def test_what_is_refused_is_refused_before_anything_is_measured(evaluate, tmp_path):
+    np.save(tmp_path / "clips.npy", np.zeros((12, 21, 16, 16), np.uint8))
+    for arguments in (
+        ("--bound-timesteps", 1001),
+        ("--scheme", "autoregressive", "--scheme", "single"),
+        ("--data", "clips.npy", "--scheme", "autoregressive", "--scheme", "bridge"),
+    ):
+        done = evaluate(*arguments, check=2)
+        assert "network call" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -127,6 +149,7 @@ def test_other_data_need_only_fill_a_window(evaluate, tmp_path):
         (("--data", "missing"), "no such file: missing"),
         (("--fvd-weights", "missing.pt"), "no such file: missing.pt"),
         (("--plot", "a.gif"), "does not end in .png"),
+        (("--plot", "a.png", "--only", "bound"), "--only leaves out both"),
         (("--only", "prediction", "--memory-budget", "1MB"), "of memory"),
     ],
 )

@@ -85,6 +85,11 @@ def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
     assert_equal(run, straight)
     done = fdm("train", "--run", run, "--resume", "--set", "training.learning_rate=0.5", check=2)
     assert "another training.learning_rate" in done.stderr
+    # The preset's own number of steps is not an option that was given.
+    done = fdm("train", "--preset", "micro", *MICRO[5:], "--run", run, "--resume")
+    assert "is at step 6 already" in done.stderr
+    assert "steps: 6" in (run / "config.yaml").read_text()
+    assert "done in" not in done.stderr
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
