@@ -182,12 +182,20 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def preset_about(name: str) -> str:
+    """What a preset is for, in a line: the first of its file."""
+    return _preset_text(name).split("\n", 1)[0].removeprefix("# ")
+
+
+def _preset_text(name: str) -> str:
+    return (files("fdm_cli") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load_preset(name: str, overrides: Sequence[str] = ()) -> Config:
     """A shipped preset with `--set` overrides applied. Raises BadInput."""
     if name not in preset_names():
         raise BadInput(f"unknown preset {name!r}", did_you_mean(name, preset_names()))
-    text = (files("fdm_cli") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
-    return from_node(yaml_file.parse(text, f"{name}.yaml"), overrides)
+    return from_node(yaml_file.parse(_preset_text(name), f"{name}.yaml"), overrides)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -111,7 +111,8 @@ class LpipsEmbedding:
                 network = lpips.LPIPS(net="alex", verbose=False)
             except ImportError:
                 raise BadInput(
-                    "the lpips embedding needs the package lpips", "pip install 'fdm-cli[lpips]', or --embedding pixels"
+                    "the lpips embedding needs the package lpips",
+                    "pip install lpips torchvision, or --embedding pixels",
                 ) from None
             except Exception as error:  # whatever the download, or a torchvision for another torch, raises
                 raise BadInput(

@@ -27,7 +27,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise BadInput("--tensorboard needs tensorboard", "pip install 'fdm-cli[tensorboard]'") from None
+            raise BadInput("--tensorboard needs tensorboard", "pip install tensorboard") from None
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def __enter__(self) -> TensorBoard:

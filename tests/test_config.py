@@ -12,6 +12,11 @@ def test_the_defaults_are_the_seed_preset():
 
 
 @pytest.mark.parametrize("name", configuration.preset_names())
+def test_a_preset_says_in_a_line_what_it_is_for(name):
+    assert configuration.preset_about(name).endswith(".")
+
+
+@pytest.mark.parametrize("name", configuration.preset_names())
 def test_yaml_round_trip(name, tmp_path):
     config = configuration.load_preset(name)
     path = tmp_path / "config.yaml"

@@ -14,7 +14,9 @@ from fdm_cli.cli.sampling import Request, make_videos
 
 
 def extend(
-    clip: Annotated[Path, typer.Argument(metavar="INPUT", help="gif, mp4, webm, webp, apng, npy, npz, or a folder.")],
+    clip: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="gif, mp4, webm, webp, apng, npy, npz and more, or a folder.")
+    ],
     checkpoint: options.Checkpoint = None,
     scheme: options.ExtendScheme = None,
     use_last: options.UseLast = None,

@@ -92,7 +92,11 @@ Scheme = Annotated[
 Length = Annotated[
     int | None,
     typer.Option(
-        "--length", metavar="N", min=1, max=MAX_FRAMES, help="Frames of the whole video; default: the scheme's."
+        "--length",
+        metavar="N",
+        min=1,
+        max=MAX_FRAMES,
+        help="Frames of the whole video; default: the scheme's, or more.",
     ),
 ]
 Window = Annotated[

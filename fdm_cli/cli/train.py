@@ -80,7 +80,9 @@ def train(
 
     if list_presets:
         names = configuration.preset_names()
-        Output(json, quiet).result({"presets": names}, "\n".join(names))
+        width = max(map(len, names))
+        lines = (f"{name:<{width}}  {configuration.preset_about(name)}" for name in names)
+        Output(json, quiet).result({"presets": names}, "\n".join(lines))
         return
     if preset is not None and config_file is not None:
         raise BadInput("--preset and --config were both given", "a configuration file says everything a preset says")
