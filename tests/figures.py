@@ -2,7 +2,7 @@
 
 Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictures is made.
 
-samplers   prediction against network calls a window, for each sampler; and the curve docs/samplers.png
+samplers   prediction against network calls a window, for each sampler (docs/samplers.png); an hour
 schemes    drift, calls, waves and seconds of every shipped scheme
 guidance   prediction and drift for several weights
 pictures   every tenth frame of a video by each scheme (docs/schemes.png) and with each weight (docs/guidance.png)
@@ -10,9 +10,12 @@ seeds      every tenth frame of eight videos by `autoregressive` and by `keyfram
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,9 @@ from fdm_cli.curve_picture import Curve, draw
 from fdm_cli.picture import write_png
 from tests.bench import FDM
 
-SAMPLERS = {"ancestral": (25, 50, 100, 250, 1000), "ddim": (5, 10, 15, 20, 30), "dpm-solver++": (5, 10, 15, 20, 30)}
+FEW, ALL = 30, 1000  # network calls: the most that are drawn as a curve, and all timesteps
+SAMPLERS = {"dpm-solver++": (5, 10, 15, 20, 30), "ddim": (5, 10, 15, 20, 25, 30), "ancestral": (10, 20, 30, 100, ALL)}
+GREY = (130, 130, 130)
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
 WEIGHTS = (1, 1.25, 1.5, 2)
 DOCS = Path("docs")
@@ -48,24 +53,36 @@ def head(*cells: str) -> None:
 
 
 def samplers() -> None:
-    """PSNR against network calls."""
+    """PSNR and sharpness against network calls, beside ancestral sampling with all steps."""
+    rows = [(name, steps) for name, all_steps in SAMPLERS.items() for steps in all_steps]
+    found = dict(zip(rows, side_by_side(rows, sampled), strict=True))
     head("sampler", "calls", "PSNR (dB)", "one ahead", "sharpness")
-    curves = []
-    for sampler, all_steps in SAMPLERS.items():
-        points = []
-        for steps in all_steps:
-            quality = evaluate("--only", "prediction", "--sampler", sampler, "--sampling-steps", steps)["prediction"][
-                "model"
-            ]
-            psnr, ahead, sharp = quality["psnr_all"], quality["psnr"][0], quality["sharpness_all"]
-            row(sampler, steps, f"{psnr:.2f}", f"{ahead:.2f}", f"{sharp:.2f}")
-            points.append((min(steps, 50), psnr))
-        curves.append(Curve(sampler, points, COLOURS[sampler], dots=True))
-    write_png(
-        DOCS / "samplers.png",
-        draw(curves, "network calls a window (more than 50 stand at 50)", "PSNR", linear=True),
-        force=True,
-    )
+    for (name, steps), quality in found.items():
+        psnr, ahead, sharp = quality["psnr_all"], quality["psnr"][0], quality["sharpness_all"]
+        row(name, steps, f"{psnr:.2f}", f"{ahead:.2f}", f"{sharp:.2f}")
+    pictures = []
+    for words, key in (("PSNR (dB)", "psnr_all"), ("sharpness / true", "sharpness_all")):
+        curves = []
+        for name, all_steps in SAMPLERS.items():
+            points = [(steps, found[name, steps][key]) for steps in all_steps if steps <= FEW]
+            curves.append(Curve(name, points, COLOURS[name], dots=True))
+        reference = found["ancestral", ALL][key]
+        curves.append(Curve(f"ancestral, {ALL} calls", [(5, reference), (FEW, reference)], GREY))
+        pictures.append(draw(curves, "network calls a window", words, linear=True))
+    write_png(DOCS / "samplers.png", np.concatenate(pictures, axis=1), force=True)
+
+
+def sampled(row: tuple[str, int]) -> dict:
+    """The quality of a sampler's predictions with so many steps."""
+    name, steps = row
+    options = ("--only", "prediction", "--sampler", name, "--sampling-steps", steps, "--threads", 1)
+    return evaluate(*options)["prediction"]["model"]
+
+
+def side_by_side(things: list, work: Callable) -> list:
+    """Work on each thing, one a processor core, the last ones first: they take the longest."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, reversed(things)))[::-1]
 
 
 def schemes() -> None:
