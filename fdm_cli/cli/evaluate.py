@@ -154,10 +154,14 @@ def evaluate(
     from fdm_cli.batch import Sampling
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
+    from fdm_cli.distributed import joined
     from fdm_cli.files import finite
     from fdm_cli.frechet import VideoFeatures
 
     # Whatever can be refused is refused before anything is measured: results are shown at the end.
+    with joined() as ranks:
+        if ranks.size > 1:
+            raise BadInput(f"fdm evaluate is one process, torchrun started {ranks.size}", "start it without torchrun")
     samplers.make(sampler)
     diversity.check_embedding(embedding)
     where = choose_device(device.value, threads)

@@ -172,3 +172,8 @@ def test_processes_with_unlike_memory_share_out_the_same_batches(micro_checkpoin
     report = json.loads(stdout)
     assert 1 <= report["max_batch"] < 12
     assert report["network_calls"] == -(-24 // report["max_batch"])
+
+
+def test_evaluate_is_one_process(tmp_path):
+    _, stderr = finish(torchrun(2, "evaluate", "--clips", 2, cwd=tmp_path), 1)
+    assert errors(stderr) == ["error: fdm evaluate is one process, torchrun started 2"]
