@@ -50,6 +50,7 @@ VARIANTS = {
     "paper-masks": ["data.masks=paper"],
     "clip-160": ["data.clip_length=160"],
     "batch-4": ["training.batch_size=4"],
+    "attend-16": ["model.attention_resolutions=[8,16]"],
 }
 GIVEN, CLIPS = 8, 64
 NOISE = 0.2  # deviation of the noise that is to be taken away, of pixels in [0, 1]
