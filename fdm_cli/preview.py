@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fdm_cli import picture, plan, rollout, samplers, scheme, video
+from fdm_cli import picture, plan, rollout, scheme, video
 from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.video_info import DEFAULT_FPS, Frame
@@ -14,7 +14,7 @@ from fdm_cli.video_writer import open_writer
 
 SAMPLES = 4
 SCHEME = "autoregressive"
-SAMPLER = "ddim"
+SAMPLER = "dpm-solver++"
 SEED = 0
 WINDOWS = 3  # the longest preview, in windows
 SHEET_COLUMNS = 16
@@ -34,15 +34,12 @@ def write_preview(checkpoint: Checkpoint, path: Path, at_once: int = SAMPLES) ->
     config = checkpoint.config
     length = min(config.data.clip_length, WINDOWS * config.model.window)
     path.parent.mkdir(exist_ok=True)
-    steps = samplers.choose_timesteps(
-        config.diffusion.timesteps, min(samplers.DEFAULT_STEPS[SAMPLER], config.diffusion.timesteps)
-    )
     shown = picture.spread(length, SHEET_COLUMNS)
     rows: list[list[Frame]] = [[] for _ in range(SAMPLES)]
     the_plan = plan.make(scheme.load(SCHEME), length=length, window=min(config.model.window, length))
     number = 0
     with open_writer(path, DEFAULT_FPS, force=True) as writer:
-        sampling = Sampling(samplers.make(SAMPLER), steps)
+        sampling = Sampling.of(SAMPLER, None, guidance=1.0, timesteps=config.diffusion.timesteps)
         for update in rollout.run(checkpoint, the_plan, sampling, seed=SEED, samples=SAMPLES, max_batch=at_once):
             for frames in update.frames:
                 pixels = video.to_uint8(frames)

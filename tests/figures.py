@@ -76,7 +76,9 @@ def sampled(row: tuple[str, int]) -> dict:
     """The quality of a sampler's predictions with so many steps."""
     name, steps = row
     options = ("--only", "prediction", "--sampler", name, "--sampling-steps", steps, "--threads", 1)
-    return evaluate(*options)["prediction"]["model"]
+    quality = evaluate(*options)["prediction"]["model"]
+    print(name, steps, quality["psnr_all"], quality["psnr"][0], quality["sharpness_all"], file=sys.stderr, flush=True)
+    return quality
 
 
 def side_by_side(things: list, work: Callable) -> list:

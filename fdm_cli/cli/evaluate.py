@@ -110,7 +110,7 @@ def evaluate(
             "--fvd-weights", metavar="FILE", help="TorchScript I3D, for the Frechet video distance; it is executed."
         ),
     ] = None,
-    sampler: options.Sampler = "ddim",
+    sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = None,

@@ -110,6 +110,7 @@ Step = Annotated[
 NumSamples = Annotated[
     int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, a numbered file each.")
 ]
+DEFAULT_SAMPLER = "dpm-solver++"  # README.md has the curve that chose it, and its number of steps
 Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim or dpm-solver++.")]
 SamplingSteps = Annotated[
     int | None,

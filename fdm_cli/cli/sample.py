@@ -14,7 +14,7 @@ def sample(
     window: options.Window = None,
     step: options.Step = None,
     num_samples: options.NumSamples = 1,
-    sampler: options.Sampler = "ddim",
+    sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = None,

@@ -26,7 +26,7 @@ def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
     assert result["frames"] == 160
     assert (result["width"], result["height"], result["fps"]) == (16, 16, 10.0)
     assert result["network_calls"] == 38
-    assert result["sampler"] == "ddim"
+    assert result["sampler"] == "dpm-solver++"
     assert len(result["checkpoint_sha256"]) == 64
     with Image.open(tmp_path / "out.gif") as gif:
         durations = []
@@ -82,7 +82,7 @@ def test_a_name_is_chosen_and_printed(micro_checkpoint, tmp_path):
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
     done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
-    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 25)
+    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 15)
     assert result["estimated_seconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
