@@ -204,5 +204,5 @@ def test_tensorboard_that_is_not_there(tmp_path):
     done = fdm(*MICRO, "--tensorboard", "--run", "run", cwd=tmp_path, check=2, anew=True, PYTHONPATH=path)
     assert done.stderr.splitlines()[-2:] == [
         "error: --tensorboard needs tensorboard",
-        "hint: pip install 'fdm-cli[tensorboard]'",
+        "hint: pip install tensorboard",
     ]
