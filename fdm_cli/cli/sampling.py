@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdm_cli import __version__, scheme, video_info
+from fdm_cli import __version__, scheme
 from fdm_cli.cli import memory_report, options
 from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
@@ -80,6 +80,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
     from fdm_cli.distributed import joined
+    from fdm_cli.video_info import DEFAULT_FPS
 
     samplers.make(request.sampler)  # a misspelt name is said before the model is read
     diversity.check_embedding(request.embedding)
@@ -129,7 +130,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         choose = diversity.Diversity(plan, embedding, request.num_samples).choose
     seed = request.seed if request.seed is not None else earlier.get("seed")
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
-    fps = request.fps or given.fps or video_info.DEFAULT_FPS
+    fps = request.fps or given.fps or DEFAULT_FPS
     report: dict[str, Any] = {
         "frames": plan.length,
         "width": 0,  # these three are known when the files are written
