@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
@@ -21,7 +21,10 @@ from fdm_cli import seed_config, yaml_file
 from fdm_cli.errors import BadInput, did_you_mean
 from fdm_cli.yaml_file import Node, describe
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def limits(default: Any, low: float, high: float) -> Any:
@@ -255,7 +258,7 @@ def _override(node: Node, override: str) -> Node:
 
 def _build(cls: type[T], node: Node, what: str, path: str) -> T:
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     node.refuse_unknown(fields, what)
     values = {}
     for key, item in node.mapping(what).items():

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def open_videos(source: Source, scratch: Path) -> Iterator[Video]:
     _, frames, height, width, channels = array.shape
     info = VideoInfo(source.path, KINDS[source.path.suffix.lower()], frames, height, width, channels, fps)
     for clip in array:
-        yield Video(info, lambda clip=clip: map(np.asarray, clip))  # type: ignore[misc]
+        yield Video(info, partial(map, np.asarray, clip))
 
 
 def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:

@@ -132,6 +132,9 @@ class Ranks:
             return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
+ALONE = Ranks()  # one process, no torchrun
+
+
 @contextmanager
 def _failures() -> Iterator[None]:
     """What a broken connection raises, as RunFailed."""
@@ -153,7 +156,7 @@ def joined() -> Iterator[Ranks]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
-        yield Ranks()
+        yield ALONE
         return
     import torch
     import torch.distributed as dist

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fdm_cli.batch import Job, Sampling, latent_frames, sample_batch
 from fdm_cli.checkpoint import Checkpoint
-from fdm_cli.distributed import Ranks
+from fdm_cli.distributed import ALONE, Ranks
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.files import write_failures
 from fdm_cli.frame_store import FrameStore
@@ -73,7 +73,7 @@ def run(
     max_batch: int = 16,
     choose: Choose | None = None,
     work: WorkFolder | None = None,
-    ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+    ranks: Ranks = ALONE,
 ) -> Generator[Update, None, None]:
     """Makes `samples` videos; yields after every network call.
 
@@ -142,7 +142,7 @@ def _trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def count_calls(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = Ranks()) -> int:  # noqa: B008
+def count_calls(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = ALONE) -> int:
     """Batches that `run` makes: network calls per denoising step."""
     return sum(len(batches) for batches in _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1))
 

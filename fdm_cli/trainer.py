@@ -30,7 +30,7 @@ from fdm_cli.compiled import compile_blocks, explained
 from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
-from fdm_cli.distributed import Ranks
+from fdm_cli.distributed import ALONE, Ranks
 from fdm_cli.errors import Interrupted, RunFailed
 from fdm_cli.gradients import add_gradients
 from fdm_cli.held_out import HeldOutLoss
@@ -93,7 +93,7 @@ class Trainer:
         clips: Clips,
         device: torch.device,
         held_out_clips: Clips | None = None,
-        ranks: Ranks = Ranks(),  # noqa: B008  (immutable)
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.clips = clips

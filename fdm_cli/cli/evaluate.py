@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fdm_cli.config import Config
     from fdm_cli.dataset import Clips
     from fdm_cli.diversity import Embedding
-    from fdm_cli.evaluate import Bound, Prediction, Statistics
+    from fdm_cli.evaluate import Bound, Prediction
     from fdm_cli.frechet import VideoFeatures
     from fdm_cli.plan import Plan
     from fdm_cli.scheme import Scheme
@@ -171,10 +171,10 @@ def evaluate(
     if parts != ("drift",):
         evaluation.prediction_plan(window, given)
     bound_at = _bound_timesteps(model, bound_timesteps) if "bound" in parts else []
-    clips_of = _open(model.config, data, output)
+    held_out = _open(model.config, data, output)
     setting = _Setting(
         checkpoint=model,
-        clips=clips_of,
+        clips=held_out,
         sampling=Sampling.of(sampler, sampling_steps, guidance, model.process.timesteps),
         seed=seed,
         given=given,
@@ -320,17 +320,10 @@ def _bound(setting: _Setting, count: int, timesteps: Sequence[int]) -> Bound:
 class _Rollouts:
     """What is to be rolled out, and what it will be compared with: found before anything is measured."""
 
-    length: int
-    rollouts: int
     plans: Sequence[tuple[Scheme, Plan]]
     embedding: Embedding | None
     network: VideoFeatures | None
-    no_fvd: str | None
-    real_clips: int
-    real_length: int
-    real_videos: int | None
-    real: Statistics
-    real_features: torch.Tensor | None
+    drifts: report.Drifts  # of no scheme yet
 
 
 def _prepare_drift(
@@ -365,10 +358,18 @@ def _prepare_drift(
         evaluation.held_out_clips(clips, "video", real_clips, real_length), network
     )
     adaptive = any(scheme.adaptive for scheme in loaded)
-    return _Rollouts(
-        length, rollouts, plans, diversity.make_embedding(embedding, setting.device) if adaptive else None, network,
-        no_fvd, real_clips, real_length, clips.of_length(real_length).videos, real, features,
-    )  # fmt: skip
+    drifts = report.Drifts(
+        length=length,
+        rollouts=rollouts,
+        real_clips=real_clips,
+        real_length=real_length,
+        real_videos=clips.of_length(real_length).videos,
+        real=real,
+        real_features=features,
+        no_fvd=no_fvd,
+        schemes={},
+    )
+    return _Rollouts(plans, diversity.make_embedding(embedding, setting.device) if adaptive else None, network, drifts)
 
 
 def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
@@ -377,14 +378,14 @@ def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
     from fdm_cli import diversity, rollout
     from fdm_cli import evaluate as evaluation
 
-    rollouts = asked.rollouts
+    length, rollouts = asked.drifts.length, asked.drifts.rollouts
     found = {}
     for scheme, plan in asked.plans:
         places = [frame for start, stop in plan.given for frame in range(start, stop)]
         frames: dict[int, torch.Tensor] = {}
         if places:
             videos = [
-                video[places] for video in evaluation.held_out_clips(setting.clips, "video", rollouts, asked.length)
+                video[places] for video in evaluation.held_out_clips(setting.clips, "video", rollouts, length)
             ]  # the whole clip is needed: given frames stand far apart
             frames = dict(zip(places, torch.stack(videos, dim=1), strict=True))
         batch = setting.batch(plan, max(len(wave) for wave in plan.by_wave()) * rollouts)
@@ -397,7 +398,4 @@ def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
             seed=setting.seed, samples=rollouts, max_batch=batch, choose=choose, network=asked.network,
         )  # fmt: skip
         found[plan.scheme] = plan, setting.run(work, calls, f"drift of {plan.scheme}")
-    return report.Drifts(
-        asked.length, rollouts, asked.real_clips, asked.real_length, asked.real_videos, asked.real,
-        asked.real_features, asked.no_fvd, found,
-    )  # fmt: skip
+    return dataclasses.replace(asked.drifts, schemes=found)

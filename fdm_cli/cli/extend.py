@@ -21,7 +21,7 @@ def extend(
     scheme: options.ExtendScheme = None,
     use_last: options.UseLast = None,
     until: options.Until = None,
-    length: options.Length = None,
+    length: options.ExtendLength = None,
     window: options.Window = None,
     step: options.Step = None,
     num_samples: options.NumSamples = 1,

@@ -96,7 +96,17 @@ Length = Annotated[
         metavar="N",
         min=1,
         max=MAX_FRAMES,
-        help="Frames of the whole video; default: the scheme's, or more.",
+        help="Frames of the whole video; default: the scheme's.",
+    ),
+]
+ExtendLength = Annotated[
+    int | None,
+    typer.Option(
+        "--length",
+        metavar="N",
+        min=1,
+        max=MAX_FRAMES,
+        help="Frames of the whole video; default: the scheme's, or twice the given ones.",
     ),
 ]
 Window = Annotated[
