@@ -198,12 +198,13 @@ class TemporalAttention(nn.Module):
         qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))  # (B, K, P, 3, h, f)
         # One copy lets the many small products over the frames of a pixel run as one batch.
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).contiguous()  # (B, P, h, K, f) each
-        q = q * q.shape[-1] ** -0.5
-        k_scaled = k * q.shape[-1] ** -0.5
         R_q, R_k, R_v = relative.vectors
-        logits = q @ k.transpose(-1, -2)
-        logits += torch.einsum("bphif,bijhf->bphij", q, R_k)
-        logits += torch.einsum("bphjf,bjihf->bphij", k_scaled, R_q)
+        # What is scaled is the products as they are made, and the few vectors: no copies of q and k are kept.
+        scale = q.shape[-1] ** -0.5
+        pairs = q.flatten(0, 2), k.flatten(0, 2).transpose(1, 2)
+        logits = torch.baddbmm(q.new_zeros(1, 1, 1), *pairs, beta=0, alpha=scale).view(*q.shape[:4], -1)
+        logits += torch.einsum("bphif,bijhf->bphij", q, scale * R_k)
+        logits += torch.einsum("bphjf,bjihf->bphij", k, scale * R_q)
         if relative.bias is not None:
             logits += relative.bias[:, None]
         if allowed is not None:
