@@ -8,8 +8,8 @@ An own file is a zip that `torch.save` made of plain types and tensors only:
 
 or a `.safetensors` file of the EMA weights with the same configuration, step and digest in its metadata. The files
 of the earlier implementations are read too (`predecessors`). Nothing in a file is ever executed
-(`weights_only=True`); a flipped bit, a compressed bomb and a tensor that claims more elements than the file holds
-are refused before anything is computed with them.
+(`weights_only=True`, after `pickle_check`); a flipped bit, a compressed bomb and tensors that claim more than the file
+holds are refused before anything is computed with them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,13 @@ from fdm_cli.config import Config
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, FdmError, RunFailed
 from fdm_cli.files import replacing
+from fdm_cli.pickle_check import refuse_bombs
 from fdm_cli.unet import UNet
 
 FORMAT, VERSION = "fdm", 1
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TRAINING = {"model": dict, "ema_updates": int, "optimizer": dict}  # what a run goes on with
+_MOST_VALUES, _DEEPEST = 1_000_000, 32  # of what is in a file, nested
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,26 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         BadInput: missing, corrupt or hostile file, or weights that do not fit the configuration in it.
     """
     path = Path(path)
-    content = _load(path)
-    kind = content_format(content, path)
-    if kind == "seed":
-        config, weights = predecessors.read_seed(content, str(path))
-    elif kind == "official":
-        config, weights = predecessors.read_official(content, str(path))
-    else:
-        _check_own(content, path)
-        config, weights = configuration.from_dict(content["config"], str(path)), content["ema"]
+    with _refusing(path):
+        content = _load(path)
+        kind = content_format(content, path)
+        if kind == "seed":
+            config, weights = predecessors.read_seed(content, str(path))
+        elif kind == "official":
+            config, weights = predecessors.read_official(content, str(path))
+        else:
+            _check_own(content, path)
+            config, weights = configuration.from_dict(content["config"], str(path)), content["ema"]
+        model = build_model(config, weights, path)
     step = content.get("step", 0)
     return Checkpoint(
         config=config,
         step=step if isinstance(step, int) else 0,
         process=Process(config.diffusion),
-        model=build_model(config, weights, path).to(device).eval(),
+        model=model.to(device).eval(),
         sha256=file_sha256(path),
         format=kind,
-        resumable=kind == FORMAT and "optimizer" in content,
+        resumable=kind == FORMAT and _holds(content, _TRAINING) is None,
     )
 
 
@@ -119,6 +125,8 @@ def build_model(config: Config, weights: Mapping[str, Tensor], path: Path) -> UN
         model = UNet(config)
     expected = model.state_dict()
     refuse_mismatch(expected, weights, f"{path}: the weights do not fit its configuration")
+    if sum(weights[key].nbytes for key in expected) > path.stat().st_size:
+        raise BadInput(f"{path}: its weights share their content: a file holds at most as much as it is long")
     # The file is mapped into memory; the model must outlive it. Half precision is for storage only.
     copies = {key: weights[key].to(torch.float32, copy=True) for key in expected}
     model.load_state_dict(copies, assign=True)
@@ -196,14 +204,19 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: missing, truncated, changed, hostile, not of this program, or weights only.
     """
-    content = _load(path)
-    if content_format(content, path) != FORMAT:
-        raise BadInput(f"{path}: written by another program", "fdm train --init-from starts a new run from it")
-    _check_own(content, path)
-    for key, kind in {"model": dict, "ema_updates": int, "optimizer": dict}.items():
-        if not isinstance(content.get(key), kind):
-            raise BadInput(f"{path}: holds weights only", "fdm train --init-from starts a new run from it")
+    with _refusing(path):
+        content: dict[str, Any] = _load(path)
+        if content_format(content, path) != FORMAT:
+            raise BadInput(f"{path}: written by another program", "fdm train --init-from starts a new run from it")
+        _check_own(content, path)
+    if _holds(content, _TRAINING) is not None:
+        raise BadInput(f"{path}: holds weights only", "fdm train --init-from starts a new run from it")
     return content
+
+
+def _holds(content: Mapping[str, Any], kinds: Mapping[str, type]) -> str | None:
+    """The first key that is missing or of another kind."""
+    return next((key for key, kind in kinds.items() if not isinstance(content.get(key), kind)), None)
 
 
 def _check_own(content: dict[str, Any], path: Path) -> None:
@@ -213,12 +226,11 @@ def _check_own(content: dict[str, Any], path: Path) -> None:
     digest = content.pop("digest", None)
     if digest != _digest(content):
         raise BadInput(f"{path}: corrupt: its content does not match its digest")
-    for key, kind in {"config": dict, "step": int, "ema": dict}.items():
-        if not isinstance(content.get(key), kind):
-            raise BadInput(f"{path}: not a complete checkpoint: no {key}")
+    if (key := _holds(content, {"config": dict, "step": int, "ema": dict})) is not None:
+        raise BadInput(f"{path}: not a complete checkpoint: no {key}")
     for key in {"model", "ema"} & content.keys():
-        if not all(isinstance(value, Tensor) for value in content[key].values()):
-            raise BadInput(f"{path}: not a complete checkpoint: {key} holds something that is no tensor")
+        if not predecessors.are_weights(content[key]):
+            raise BadInput(f"{path}: not a complete checkpoint: {key} is no set of named tensors")
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -232,47 +244,81 @@ def _load_safetensors(path: Path) -> Any:
     return content
 
 
-def _load(path: Path) -> Any:
-    """Unpickles with every guard; whatever a mutated file raises inside torch ends as BadInput."""
-    if not path.exists():
-        raise BadInput(f"no such file: {path}")
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever a mutated or hostile file raises in what reads it ends as BadInput."""
     try:
-        with path.open("rb") as file:
-            if file.read(9)[8:] == b"{":  # after eight bytes of length, a header in JSON
-                return _load_safetensors(path)
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise BadInput(f"{path}: holds compressed entries, which a checkpoint never does")
-            broken = archive.testzip()
-        if broken is not None:
-            raise BadInput(f"{path}: corrupt: the checksum of {broken} does not match")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        _refuse_claims(content, path)
+        yield
     except FdmError:
         raise
+    except FileNotFoundError:
+        raise BadInput(f"no such file: {path}") from None
     except IsADirectoryError:
         raise BadInput(f"{path} is a folder, not a checkpoint file") from None
     except zipfile.BadZipFile:
         raise BadInput(f"{path}: not a checkpoint, or cut short") from None
     except Exception as error:
         reason = str(error).split("\n")[0]
-        raise BadInput(f"{path}: not a checkpoint that can be read safely: {reason[:200]}") from None
+        raise BadInput(f"{path}: not a checkpoint that can be read safely: {reason[:200]}") from error
+
+
+def _load(path: Path) -> Any:
+    """Unpickles with every guard."""
+    with path.open("rb") as file:
+        if file.read(9)[8:] == b"{":  # after eight bytes of length, a header in JSON
+            content = _load_safetensors(path)
+        else:
+            _check_zip(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    _refuse_claims(content, path)
     return content
 
 
-def _refuse_claims(value: Any, path: Path) -> None:
-    """Refuses tensors without content here, and those that claim more than their storage holds (stride tricks)."""
-    if isinstance(value, Tensor):
-        if value.device.type != "cpu" or value.layout is not torch.strided:
-            raise BadInput(f"{path}: a tensor is on {value.device}, {value.layout}: not one with plain content")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise BadInput(f"{path}: a tensor claims {value.numel()} elements that the file does not hold")
-    elif isinstance(value, dict):
-        for item in value.values():
-            _refuse_claims(item, path)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_claims(item, path)
+def _check_zip(path: Path) -> None:
+    """Refuses an archive that is compressed, damaged, larger than its file, or whose pickle is a bomb."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise BadInput(f"{path}: holds compressed entries, which a checkpoint never does")
+        # Entries that overlap are read once each; and of two archives in one file PyTorch may see the other one.
+        overlap = sum(entry.file_size for entry in entries) > path.stat().st_size
+        first = min((entry.header_offset for entry in entries), default=-1)
+        if overlap or first != 0 or len(set(archive.namelist())) < len(entries):
+            raise BadInput(f"{path}: not the archive of a checkpoint: its entries overlap, or something precedes them")
+        broken = archive.testzip()
+        if broken is not None:
+            raise BadInput(f"{path}: corrupt: the checksum of {broken} does not match")
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                refuse_bombs(archive.read(entry))
+
+
+def _refuse_claims(content: Any, path: Path) -> None:
+    """Refuses what a file of its length cannot hold.
+
+    Tensors that claim more than their storage holds (stride tricks); many that share a storage; and containers that
+    share theirs, so that a walk through all would not end.
+    """
+    values, claimed, most = 0, 0, 4 * path.stat().st_size
+
+    def walk(value: Any, depth: int) -> None:
+        nonlocal values, claimed
+        values += 1
+        if values > _MOST_VALUES or depth > _DEEPEST:
+            raise BadInput(f"{path}: holds more values than a checkpoint does, or deeper nested ones")
+        if isinstance(value, Tensor):
+            claimed += value.nbytes
+            if value.nbytes > value.untyped_storage().nbytes() or claimed > most:
+                raise BadInput(f"{path}: a tensor claims {value.numel()} elements that the file does not hold")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(key, depth + 1)
+                walk(item, depth + 1)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item, depth + 1)
+
+    walk(content, 0)
 
 
 def _digest(value: Any) -> str:

@@ -113,7 +113,12 @@ def read_official(content: Mapping[str, Any], name: str) -> tuple[Config, Weight
     return configuration.from_dict(data, name), weights
 
 
+def are_weights(state: Any) -> bool:
+    """Whether this is a dict of tensors by their names."""
+    return isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+
+
 def _tensors(state: Any, name: str) -> Weights:
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BadInput(f"{name}: its weights are not a set of tensors")
+    if not are_weights(state):
+        raise BadInput(f"{name}: its weights are not a set of named tensors")
     return dict(state)

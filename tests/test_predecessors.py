@@ -131,7 +131,7 @@ def params(content):
             "its betas are not those",
         ),
         (lambda c: c.update(config=3), "must be a mapping"),
-        (lambda c: c.update(model_state_dict={"a": 3}), "not a set of tensors"),
+        (lambda c: c.update(model_state_dict={"a": 3}), "not a set of named tensors"),
         (lambda c: c["model_state_dict"].pop("_score_network.out.2.bias"), r"out.2.bias is missing"),
     ],
 )
