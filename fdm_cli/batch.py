@@ -39,13 +39,13 @@ class Sampling:
     guidance: float = 1.0
 
     @staticmethod
-    def of(sampler: str, steps: int | None, guidance: float, timesteps: int) -> Sampling:
+    def of(sampler: str, steps: int | None, guidance: float, timesteps: int, eta: float = 0.0) -> Sampling:
         """A sampler by its name, over `steps` of T timesteps, or the sampler's own number of them.
 
         Raises:
-            BadInput: unknown sampler; more steps than timesteps.
+            BadInput: unknown sampler, or an eta that it does not have; more steps than timesteps.
         """
-        step = samplers.make(sampler)
+        step = samplers.make(sampler, eta)
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
         return Sampling(step, samplers.choose_timesteps(timesteps, steps), guidance)
 

@@ -45,7 +45,7 @@ class Interrupted(FdmError):
 
 
 class Silenced(FdmError):
-    """Of several processes this one failed too, but another one has said so already: an exit code and no words."""
+    """Nothing is left to say, as another process has said it, or nobody reads any more: an exit code and no words."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")

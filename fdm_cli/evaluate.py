@@ -192,7 +192,14 @@ def predict(
     truth = unit(true)
     with_ssim = min(true.shape[-2:]) >= metrics.SSIM_WINDOW
     horizon = window - given
-    errors, similarities, sharpnesses = (torch.zeros(futures, count, horizon) for _ in range(3))
+
+    def look(frames: Tensor, ahead: int) -> Tensor:
+        """Error, similarity and sharpness of a frame of each clip, (3, clips)."""
+        true_frames = truth[:, given + ahead]
+        similarity = metrics.ssim(frames, true_frames) if with_ssim else torch.full((count,), math.nan)
+        return torch.stack([metrics.squared_error(frames, true_frames), similarity, metrics.sharpness(frames)])
+
+    found = torch.zeros(futures, 3, count, horizon)
     calls = before = 0
     for future in range(futures):
         frame = 0
@@ -202,45 +209,36 @@ def predict(
         ):
             for made in update.frames:
                 if frame >= given:
-                    ahead = frame - given
-                    errors[future, :, ahead] = metrics.squared_error(unit(made), truth[:, frame])
-                    sharpnesses[future, :, ahead] = metrics.sharpness(unit(made))
-                    if with_ssim:
-                        similarities[future, :, ahead] = metrics.ssim(unit(made), truth[:, frame])
+                    found[future, ..., frame - given] = look(unit(made), frame - given)
                 frame += 1
             calls = before + update.network_calls
             yield calls
         before = calls
-    rest = truth[:, given:]
-    sharp = metrics.sharpness(rest)
-    each = torch.arange(count)
-    nearest, likest = errors.mean(2).argmin(0), similarities.mean(2).argmax(0)
+    true_sharpness = torch.stack([metrics.sharpness(truth[:, frame]) for frame in range(given, window)], dim=1)
+    errors, similarities, _ = found.mean(3).unbind(1)  # (futures, clips)
+    best = found[errors.argmin(0), :, torch.arange(count)].transpose(0, 1)  # (3, clips, horizon)
+    best[1] = found[similarities.argmax(0), 1, torch.arange(count)]
 
-    def baseline(frame: Tensor) -> Quality:
-        frames = frame[:, None].expand_as(rest)
-        similarity = metrics.ssim(frames, rest) if with_ssim else None
-        return _quality(metrics.squared_error(frames, rest), similarity, metrics.sharpness(frames), sharp)
+    def baseline(frames: Tensor) -> Quality:
+        return _quality(torch.stack([look(frames, ahead) for ahead in range(horizon)], dim=2), true_sharpness)
 
     return Prediction(
-        _quality(errors.mean(0), similarities.mean(0) if with_ssim else None, sharpnesses.mean(0), sharp),
-        _quality(
-            errors[nearest, each],
-            similarities[likest, each] if with_ssim else None,
-            sharpnesses[nearest, each],
-            sharp,
-        ),
+        _quality(found.mean(0), true_sharpness),
+        _quality(best, true_sharpness),
         baseline(truth[:, given - 1]),
         baseline(truth[:, :given].mean(1)),
     )
 
 
-def _quality(errors: Tensor, similarities: Tensor | None, sharpness: Tensor, true_sharpness: Tensor) -> Quality:
-    """From (clips, H) each."""
+def _quality(found: Tensor, true_sharpness: Tensor) -> Quality:
+    """From errors, similarities (NaN: not measured) and sharpnesses (3, clips, H), and what the last should be."""
+    errors, similarities, sharpness = found
+    unknown = bool(similarities.isnan().any())
     return Quality(
         psnr=[metrics.psnr(error) for error in errors.double().mean(0).tolist()],
         psnr_all=metrics.psnr(float(errors.double().mean())),
-        ssim=None if similarities is None else similarities.mean(0).tolist(),
-        ssim_all=None if similarities is None else float(similarities.mean()),
+        ssim=None if unknown else similarities.mean(0).tolist(),
+        ssim_all=None if unknown else float(similarities.mean()),
         sharpness=(sharpness.mean(0) / true_sharpness.mean(0)).tolist(),
         sharpness_all=float(sharpness.mean() / true_sharpness.mean()),
     )

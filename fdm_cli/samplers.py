@@ -129,7 +129,17 @@ def names() -> list[str]:
 
 
 def make(name: str, eta: float = 0.0) -> Step:
-    """The sampler of this name. Raises BadInput with the nearest name."""
+    """The sampler of this name.
+
+    Args:
+        name: one of `names`.
+        eta: of DDIM, 0 to 1; of any other method 0.
+
+    Raises:
+        BadInput: unknown name, with the nearest one; an eta that the method does not have.
+    """
+    if eta and name != "ddim" and name in DEFAULT_STEPS:
+        raise BadInput(f"--eta {eta:g} is for ddim, {name} has none", "--sampler ddim")
     if name == "ancestral":
         return Ancestral()
     if name == "ddim":

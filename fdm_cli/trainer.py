@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.distributed import ALONE, Ranks
-from fdm_cli.errors import Interrupted, RunFailed
+from fdm_cli.errors import BadInput, Interrupted, RunFailed
 from fdm_cli.gradients import add_gradients
 from fdm_cli.held_out import HeldOutLoss
 from fdm_cli.preview import write_preview
@@ -188,13 +188,8 @@ class Trainer:
         return Checkpoint(self.config, self.step, self.process, model, sha256="", format=FORMAT, resumable=True)
 
     def start_from(self, path: Path) -> None:
-        """Takes the weights of a checkpoint of any known format, at step 0.
-
-        Raises:
-            BadInput: unreadable, or of another architecture, with the first key that differs.
-        """
-        weights = load_checkpoint(path).model.state_dict()
-        refuse_mismatch(self.model.state_dict(), weights, f"{path}: the weights do not fit the model to train")
+        """Takes the weights of a checkpoint of any known format, at step 0. Raises as `fitting` does."""
+        weights = fitting(path, self.config).model.state_dict()
         self.model.load_state_dict(weights)
         self.ema.module.load_state_dict(weights)
 
@@ -211,13 +206,50 @@ class Trainer:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint's content."""
+        """Goes on from a checkpoint's content. Raises BadInput when it is that of another network or process."""
+        saved = configuration.from_dict(state["config"], "checkpoint")
+        for section in ("model", "diffusion"):
+            if (name := _first_difference(getattr(saved, section), getattr(self.config, section))) is not None:
+                raise BadInput(f"the run's checkpoints have another {section}.{name} than its configuration")
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["ema_updates"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler", {}))
         self.step = state["step"]
+
+
+def fitting(path: Path, config: Config) -> Checkpoint:
+    """A checkpoint whose weights a run can start from.
+
+    Raises:
+        BadInput: unreadable, or of another architecture, with the first key or setting that differs.
+    """
+    start = load_checkpoint(path)
+    with torch.device("meta"):
+        expected = UNet(config).state_dict()
+    what = f"{path}: the weights do not fit the model to train"
+    refuse_mismatch(expected, start.model.state_dict(), what)
+    name = _first_difference(start.config.model, config.model, but=("dropout", "window"))
+    if name is not None:  # one that no shape shows
+        own, wanted = (getattr(one.model, name) for one in (start.config, config))
+        raise BadInput(f"{what}: they were trained with model.{name} {own}, not {wanted}")
+    return start
+
+
+def other_process(start: Checkpoint, config: Config) -> str | None:
+    """What the weights that a run starts from were not trained for: the first setting of the process that differs."""
+    name = _first_difference(start.config.diffusion, config.diffusion)
+    if name is None:
+        return None
+    own, wanted = (getattr(one.diffusion, name) for one in (start.config, config))
+    return f"the weights were trained with diffusion.{name} {own}, this run has {wanted}"
+
+
+def _first_difference(one: Any, other: Any, but: Sequence[str] = ()) -> str | None:
+    """The first field of two dataclasses of a kind that differs."""
+    names = (field.name for field in fields(one) if field.name not in but)
+    return next((name for name in names if getattr(one, name) != getattr(other, name)), None)
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:

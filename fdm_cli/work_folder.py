@@ -144,9 +144,11 @@ class WorkFolder:
         done = False
         try:
             with write_failures(self.path):
-                if resume and (recorded := self.facts()) is not None:
+                # Frames of which nobody says what they are belong to another run, killed while it was thrown away.
+                recorded = self.facts() if resume else None
+                if recorded is not None:
                     self._check(recorded, facts)
-                self._clear(keep_run=resume)
+                self._clear(keep_run=recorded is not None)
                 with replacing(self._run) as temporary:
                     temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
                 self.journal = Journal(self._journal)

@@ -8,7 +8,7 @@ from fdm_cli import samplers
 from fdm_cli.config import DiffusionConfig
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput
-from fdm_cli.samplers import DDIM, Ancestral, DPMSolver, choose_timesteps
+from fdm_cli.samplers import DDIM, Ancestral, DPMSolver, Estimate, choose_timesteps
 
 
 def run(step, timesteps, process, denoise, clip=True, seed=0):
@@ -26,11 +26,18 @@ def network(x_t, timestep):
     return torch.tanh(x_t * 1.7 + 0.3) + 0.001 * timestep.view(-1, 1, 1, 1, 1)
 
 
-def test_ddim_with_eta_1_is_ancestral_with_the_posterior_variance():
+@pytest.mark.parametrize("count", [2, 9, 25, 50])
+def test_ddim_with_eta_1_is_ancestral_with_the_posterior_variance(count):
     process = Process(DiffusionConfig(timesteps=50))
-    timesteps = choose_timesteps(50, 50)
+    timesteps = choose_timesteps(50, count)
     ancestral = run(Ancestral(large=False), timesteps, process, network)
     torch.testing.assert_close(run(DDIM(eta=1.0), timesteps, process, network), ancestral, atol=1e-10, rtol=0)
+
+
+def test_ancestral_noise_has_the_variance_of_the_way_between_two_chosen_timesteps():
+    now = Estimate(torch.zeros(1), torch.zeros(1), abar=0.2)
+    for large, variance in ((True, 1 - 0.2 / 0.5), (False, (1 - 0.2 / 0.5) * (1 - 0.5) / (1 - 0.2))):
+        assert float(Ancestral(large)(now, 0.5, lambda: torch.ones(1))) ** 2 == pytest.approx(variance)
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 50])
@@ -112,3 +119,5 @@ def test_bad_requests():
     with pytest.raises(BadInput, match="unknown sampler 'dimm'") as caught:
         samplers.make("dimm")
     assert caught.value.hint == "did you mean 'ddim'?"
+    with pytest.raises(BadInput, match=r"--eta 0\.5 is for ddim, ancestral has none"):
+        samplers.make("ancestral", eta=0.5)

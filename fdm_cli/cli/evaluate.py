@@ -35,6 +35,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PARTS = ("prediction", "bound", "drift")
+# Options that say nothing where these parts are left out.
+NEEDS = {
+    "clips": ("prediction", "bound"),
+    "given": ("prediction", "bound"),
+    "futures": ("prediction",),
+    "bound_timesteps": ("bound",),
+    "scheme": ("drift",),
+    "length": ("drift",),
+    "rollouts": ("drift",),
+    "fvd_weights": ("drift",),
+    "embedding": ("drift",),
+    "sampler": ("prediction", "drift"),
+    "sampling_steps": ("prediction", "drift"),
+    "eta": ("prediction", "drift"),
+    "guidance": ("prediction", "drift"),
+}
 LEAST_REAL = 64  # real clips that rollouts are compared with, or as many as there are rollouts
 FEW_VIDEOS = 256  # a Frechet distance of fewer says little
 
@@ -67,6 +83,7 @@ class _Setting:
 
 
 def evaluate(
+    context: typer.Context,
     checkpoint: options.Checkpoint = None,
     data: Annotated[
         str | None,
@@ -112,6 +129,7 @@ def evaluate(
     ] = None,
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
+    eta: options.Eta = 0.0,
     guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
@@ -137,9 +155,10 @@ def evaluate(
     output = Output(json, quiet)
     parts = _parts(only)
     loaded = [schemes.load(name) for name in scheme or ["autoregressive"]]
-    for name, value in (("--scheme", scheme), ("--fvd-weights", fvd_weights)):
-        if value and "drift" not in parts:
-            raise BadInput(f"{name} is for drift, which --only leaves out", "--only drift")
+    for name, needed in NEEDS.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and not set(needed) & set(parts):
+            output.warn(f"--{name.replace('_', '-')} is for {' and '.join(needed)}, which --only leaves out")
     names = [one.name for one in loaded]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadInput(f"--scheme: there are two of the name {twice}")
@@ -162,20 +181,20 @@ def evaluate(
     with joined() as ranks:
         if ranks.size > 1:
             raise BadInput(f"fdm evaluate is one process, torchrun started {ranks.size}", "start it without torchrun")
-    samplers.make(sampler)
+    samplers.make(sampler, eta)
     diversity.check_embedding(embedding)
     where = choose_device(device.value, threads)
     model = load_checkpoint(model_file, where)
     network = VideoFeatures(fvd_weights, where) if fvd_weights else None
     window = model.config.model.window
     if parts != ("drift",):
-        evaluation.prediction_plan(window, given)
+        plan = evaluation.prediction_plan(window, given)
     bound_at = _bound_timesteps(model, bound_timesteps) if "bound" in parts else []
     held_out = _open(model.config, data, output)
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, guidance, model.process.timesteps),
+        sampling=Sampling.of(sampler, sampling_steps, guidance, model.process.timesteps, eta),
         seed=seed,
         given=given,
         max_batch=max_batch,
@@ -183,16 +202,28 @@ def evaluate(
         device=where,
         output=output,
     )
+    batch = setting.batch(plan, clips) if parts != ("drift",) else 0
     rolled = _prepare_drift(setting, loaded, length, rollouts, embedding, network) if "drift" in parts else None
-    prediction = _predict(setting, clips, futures) if "prediction" in parts else None
-    bound = _bound(setting, clips, bound_at) if "bound" in parts else None
-    drift = _drift(setting, rolled) if rolled else None
-    source = data or model.config.data.source
+    measured_on = data or model.config.data.source
+    calls = plural(len(setting.sampling.timesteps), "step") + (f", guidance {guidance:g}" if guidance != 1 else "")
+    trained = f"{model_file} after {plural(model.step, 'step')}"
+    output.show(f"{trained}, on held-out clips of {measured_on}; {sampler}, {calls}, seed {seed}")
+    prediction = bound = drift = None
+    # Each part is shown when it is done: what follows may take long, and be stopped.
+    if "prediction" in parts:
+        prediction = _predict(setting, clips, futures, batch)
+        output.show("\n".join(["", *report.prediction_lines(prediction, given, clips, futures)]))
+    if "bound" in parts:
+        bound = _bound(setting, clips, bound_at, min(batch, clips))
+        output.show("\n".join(["", *report.bound_lines(bound, given, clips)]))
+    if rolled is not None:
+        drift = _drift(setting, rolled)
+        output.show("\n".join(["", *drift.lines()]))
     facts: dict[str, Any] = {
         "checkpoint": str(model_file),
         "checkpoint_sha256": model.sha256,
         "step": model.step,
-        "data": source,
+        "data": measured_on,
         "window": window,
         "given": given,
         "clips": clips,
@@ -200,23 +231,15 @@ def evaluate(
         "seed": seed,
         "sampler": sampler,
         "sampling_steps": len(setting.sampling.timesteps),
+        "eta": eta,
         "guidance": guidance,
         "device": where.type,
         "prediction": finite(dataclasses.asdict(prediction)) if prediction else None,
         "bound": finite(dataclasses.asdict(bound)) if bound else None,
         "drift": finite(drift.facts()) if drift else None,
     }
-    lines = [
-        f"{model_file} after {plural(model.step, 'step')}, on held-out clips of {source}; "
-        f"{sampler}, {plural(facts['sampling_steps'], 'step')}, seed {seed}"
-    ]
-    if prediction:
-        lines += ["", *report.prediction_lines(prediction, given, clips, futures)]
-    if bound:
-        lines += ["", *report.bound_lines(bound, given, clips)]
-    if drift:
-        lines += ["", *drift.lines()]
-    output.result(facts, "\n".join(lines))
+    if json:
+        output.result(facts, "")
     if plot is not None:
         report.draw(plot, prediction, drift, force)
         output.note(f"wrote {plot}")
@@ -282,12 +305,11 @@ def _windows(setting: _Setting, count: int) -> torch.Tensor:
     return torch.stack(list(held_out_clips(setting.clips, "window", count, setting.checkpoint.config.model.window)))
 
 
-def _predict(setting: _Setting, count: int, futures: int) -> Prediction:
+def _predict(setting: _Setting, count: int, futures: int, batch: int) -> Prediction:
     from fdm_cli import evaluate as evaluation
     from fdm_cli import rollout
 
     plan = evaluation.prediction_plan(setting.checkpoint.config.model.window, setting.given)
-    batch = setting.batch(plan, count)
     calls = rollout.count_calls(plan, setting.sampling, count, batch) * len(setting.sampling.timesteps) * futures
     work = evaluation.predict(
         setting.checkpoint, _windows(setting, count), setting.given, setting.sampling,
@@ -305,11 +327,9 @@ def _bound_timesteps(checkpoint: Checkpoint, steps: int) -> list[int]:
     return samplers.choose_timesteps(total, steps)
 
 
-def _bound(setting: _Setting, count: int, timesteps: Sequence[int]) -> Bound:
+def _bound(setting: _Setting, count: int, timesteps: Sequence[int], batch: int) -> Bound:
     from fdm_cli import evaluate as evaluation
 
-    plan = evaluation.prediction_plan(setting.checkpoint.config.model.window, setting.given)
-    batch = min(setting.batch(plan, count), count)
     work = evaluation.measure_bound(
         setting.checkpoint, _windows(setting, count), setting.given, timesteps, seed=setting.seed, max_batch=batch
     )
@@ -320,7 +340,7 @@ def _bound(setting: _Setting, count: int, timesteps: Sequence[int]) -> Bound:
 class _Rollouts:
     """What is to be rolled out, and what it will be compared with: found before anything is measured."""
 
-    plans: Sequence[tuple[Scheme, Plan]]
+    plans: Sequence[tuple[Scheme, Plan, int]]  # and how many windows go into one network call
     embedding: Embedding | None
     network: VideoFeatures | None
     drifts: report.Drifts  # of no scheme yet
@@ -344,7 +364,8 @@ def _prepare_drift(
         if plan.given:
             evaluation.check_length(clips, length)
         warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
-        plans.append((scheme, plan))
+        widest = max(len(wave) for wave in plan.by_wave()) * rollouts
+        plans.append((scheme, plan, setting.batch(plan, widest)))
     real_length = length if clips.longest is None or clips.longest >= length else clips.shortest or length
     if real_length < length:
         output.warn(f"no held-out clip has {length} frames: rollouts are compared with clips of {real_length}")
@@ -380,7 +401,7 @@ def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
 
     length, rollouts = asked.drifts.length, asked.drifts.rollouts
     found = {}
-    for scheme, plan in asked.plans:
+    for scheme, plan, batch in asked.plans:
         places = [frame for start, stop in plan.given for frame in range(start, stop)]
         frames: dict[int, torch.Tensor] = {}
         if places:
@@ -388,7 +409,6 @@ def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
                 video[places] for video in evaluation.held_out_clips(setting.clips, "video", rollouts, length)
             ]  # the whole clip is needed: given frames stand far apart
             frames = dict(zip(places, torch.stack(videos, dim=1), strict=True))
-        batch = setting.batch(plan, max(len(wave) for wave in plan.by_wave()) * rollouts)
         calls = rollout.count_calls(plan, setting.sampling, rollouts, batch) * len(setting.sampling.timesteps)
         choose = None
         if scheme.adaptive and asked.embedding is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,13 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
     settings = context.find_object(Settings)
     if settings is not None and value:
         settings.debug = True
+    return value
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that is none lies between any two limits."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number to work with")
     return value
 
 
@@ -128,10 +136,24 @@ SamplingSteps = Annotated[
         "--sampling-steps", metavar="N", min=1, max=100_000, help="Network calls a window; default: the sampler's."
     ),
 ]
+Eta = Annotated[
+    float,
+    typer.Option(
+        "--eta",
+        metavar="E",
+        min=0.0,
+        max=1.0,
+        callback=_finite,
+        help="Of ddim: 0 adds no noise, 1 as much as ancestral.",
+    ),
+]
 Guidance = Annotated[
     float,
-    typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="Weight of observed frames; 1 is the plain model."),
-]
+    typer.Option(
+        "--guidance", metavar="W", min=0.0, max=20.0, callback=_finite,
+        help="Weight of observed frames; 1 is the plain model.",
+    ),
+]  # fmt: skip
 MaxBatch = Annotated[
     int | None,
     typer.Option(
@@ -147,7 +169,12 @@ OutputFile = Annotated[
 Fps = Annotated[
     float | None,
     typer.Option(
-        "--fps", metavar="N", min=0.01, max=1000.0, help="Frames a second of the video; default: the clip's, or 10."
+        "--fps",
+        metavar="N",
+        min=0.01,
+        max=1000.0,
+        callback=_finite,
+        help="Frames a second of the video; default: the clip's, or 10.",
     ),
 ]
 Scale = Annotated[

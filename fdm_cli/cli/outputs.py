@@ -61,7 +61,7 @@ class Outputs:
             raise BadInput(
                 f"{first}: an interrupted run is kept in {work.path}", "--resume goes on with it, --force starts over"
             )
-        force = force or (resume and work.may_replace)
+        force = force or (earlier is not None and work.may_replace)
         paths = _numbered(first, count)
         sheets = [beside(path, ".sheet.png") for path in paths] if sheet else []
         for path in paths:

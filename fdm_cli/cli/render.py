@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fdm_cli.errors import Silenced
+
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
 
 
@@ -56,12 +58,22 @@ class Output:
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
         """The command's result: `data` as JSON, or `text` for a person."""
+        self._print(json.dumps(data) if self.as_json else text)
+
+    def show(self, text: str) -> None:
+        """A part of the result, for a person; with JSON on stdout a remark."""
+        if self.as_json:
+            self.note(text)
+        else:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         if self.mute:
             return
         try:
-            print(json.dumps(data) if self.as_json else text, flush=True)
-        except BrokenPipeError:
-            raise
+            print(text, flush=True)
+        except BrokenPipeError:  # the reader went away (`| head`); left to itself, the command line would exit with 1
+            raise Silenced(0) from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, "stdout") from None
 

@@ -16,6 +16,7 @@ def sample(
     num_samples: options.NumSamples = 1,
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
+    eta: options.Eta = 0.0,
     guidance: options.Guidance = 1.0,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
@@ -38,7 +39,7 @@ def sample(
 ) -> None:
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
-        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, guidance, max_batch,
+        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, eta, guidance, max_batch,
         output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
         compile,
     )  # fmt: skip

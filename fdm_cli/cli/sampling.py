@@ -35,6 +35,7 @@ class Request:
     num_samples: int
     sampler: str
     sampling_steps: int | None
+    eta: float
     guidance: float
     max_batch: int | None
     output: Path | None
@@ -57,8 +58,8 @@ class Request:
 # What decides the frames, of what the report says: a run is resumed only where all of it is the same.
 _DECISIVE = (
     "checkpoint_sha256", "scheme", "frames", "window", "step", "given", "input_sha256", "num_samples", "seed",
-    "sampler", "sampling_steps", "guidance", "embedding", "compile", "max_batch", "processes", "device", "fdm", "torch",
-    "plan_sha256",
+    "sampler", "sampling_steps", "eta", "guidance", "embedding", "compile", "max_batch", "processes", "device",
+    "threads", "fdm", "torch", "plan_sha256",
 )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     from fdm_cli.distributed import joined
     from fdm_cli.video_info import DEFAULT_FPS
 
-    samplers.make(request.sampler)  # a misspelt name is said before the model is read
+    samplers.make(request.sampler, request.eta)  # a misspelt name is said before the model is read
     diversity.check_embedding(request.embedding)
     ranks = stack.enter_context(joined())
     if ranks.rank:
@@ -91,7 +92,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     files = ranks.share(lambda: _outputs(request, plan_scheme.name))
     earlier = files.earlier or {}
     clips = open_clips(request.clip, plan_scheme)
-    device = ranks.device(choose_device(request.device, request.threads))
+    device = ranks.device(choose_device(request.device, request.threads or earlier.get("threads")))
     checkpoint = load_checkpoint(model_file, device)
     given = stack.enter_context(
         given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
@@ -106,7 +107,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     clip_length = checkpoint.clip_length
     warn_of_reach(plan, clip_length, output)
     sampling = batch.Sampling.of(
-        request.sampler, request.sampling_steps, request.guidance, checkpoint.process.timesteps
+        request.sampler, request.sampling_steps, request.guidance, checkpoint.process.timesteps, request.eta
     )
     timesteps = sampling.timesteps
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
@@ -147,6 +148,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         "grid": request.grid,
         "sampler": request.sampler,
         "sampling_steps": len(timesteps),
+        "eta": request.eta,
         "guidance": request.guidance,
         "embedding": request.embedding if choose else None,
         "compile": request.compile,
@@ -158,6 +160,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         "fdm": __version__,
         "torch": torch.__version__,
         "device": device.type,
+        "threads": torch.get_num_threads(),
         "processes": ranks.size,
     }
     if request.compile:

@@ -109,6 +109,8 @@ def train(
         # One process decides, so that all agree on the folder.
         config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, init_from, sets))
         ranks.clips_each(config.training.batch_size, config.training.accumulation)
+        if init_from is not None and (remark := ranks.share(lambda: _check_start(init_from, config))):
+            output.warn(remark)
         if not dry_run:
             _train(config, RunFolder(path), init_from, device.value, threads, memory_budget, tensorboard, output, ranks)
         elif ranks.rank == 0:
@@ -149,6 +151,13 @@ def _config_of(checkpoint: Path, sets: list[str]) -> Config:
 
     own = configuration.to_dict(load_checkpoint(checkpoint).config)
     return configuration.from_node(yaml_file.from_plain(own, str(checkpoint)), sets)
+
+
+def _check_start(init_from: Path, config: Config) -> str | None:
+    """Refuses weights that do not fit before any work is done; returns a remark on those that do."""
+    from fdm_cli import trainer
+
+    return trainer.other_process(trainer.fitting(init_from, config), config)
 
 
 def _new_folder(name: str) -> Path:

@@ -62,6 +62,28 @@ def test_training_starts_from_a_checkpoint(tmp_path):
     assert "both given" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--set", "model.num_heads=4"), "they were trained with model.num_heads 2, not 4"),
+        (("--set", "model.attention_residual=plain"), "model.attention_residual normalised, not plain"),
+        (("--preset", "micro"), "input_blocks.0.0.weight is (32, 2, 3, 3) float32, expected (32, 5, 3, 3) float32"),
+    ],
+)
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_weights_of_another_network_are_refused_before_anything_is_done(tmp_path, options, says, dry):
+    done = fdm("train", "--init-from", SEED, *options, *dry, "--run", "run", cwd=tmp_path, check=2)
+    assert says in done.stderr
+    assert not list(tmp_path.iterdir())
+    fdm("train", "--preset", "micro", "--init-from", "missing.pt", *dry, cwd=tmp_path, check=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_process_are_taken_with_a_warning(tmp_path):
+    done = fdm("train", "--init-from", SEED, "--set", "diffusion.parameterization=v", "--dry-run", cwd=tmp_path)
+    assert "warning: the weights were trained with diffusion.parameterization eps, this run has v" in done.stderr
+
+
 def test_the_seed_s_own_training_yaml_trains(tmp_path):
     done = fdm(
         "train", "--config", DATA / "seed-micro.yaml", "--steps", 1, "--set", "training.batch_size=1", cwd=tmp_path

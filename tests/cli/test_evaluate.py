@@ -1,11 +1,14 @@
 import json
 import math
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.command import Command
 from tests.conftest import fdm
 
 
@@ -79,6 +82,27 @@ def test_a_part_as_a_table_is_the_same_again_and_for_any_batch(evaluate):
 
 
 @pytest.mark.slow
+def test_options_of_parts_that_are_left_out_are_named(evaluate):
+    done = evaluate("--only", "bound", "--guidance", 2)
+    named = {line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: --")}
+    assert named == {"--guidance", "--sampling-steps", "--length", "--rollouts"}
+
+
+@pytest.mark.slow
+def test_what_is_done_is_shown_though_the_rest_is_stopped(micro_checkpoint, tmp_path):
+    process = Command(
+        "evaluate", "--checkpoint", micro_checkpoint, *FAST, "--only", "bound,drift", "--length", 2000, cwd=tmp_path
+    )
+    said = ""
+    while "drift of" not in said and process.poll() is None:
+        said += process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "bits per dimension" in process.stdout.read()
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_the_frechet_distance_with_a_network_and_without(evaluate, tmp_path):
     torch.jit.script(Network()).save(tmp_path / "i3d.pt")
@@ -142,7 +166,6 @@ def test_what_is_refused_is_refused_before_anything_is_measured(evaluate, tmp_pa
     [
         (("--only", "predicton"), "unknown part 'predicton'"),
         (("--given", "16"), "16 given frames of a window of 16"),
-        (("--only", "bound", "--scheme", "autoregressive"), "--scheme is for drift"),
         (("--scheme", "loop", "--scheme", "loop"), "two of the name loop"),
         (("--only", "bound", "--bound-timesteps", "1001"), "the model's process has 1000"),
         (("--only", "drift", "--scheme", "single"), "single"),

@@ -53,7 +53,9 @@ def test_debug_shows_the_traceback():
 def test_a_closed_pipe_ends_quietly():
     env = dict(os.environ, PYTHONPATH=str(ROOT))
     command = f"{sys.executable} -m fdm_cli inspect-scheme autoregressive --length 100000 --json | head -c 10"
-    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=env, capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
 
 
