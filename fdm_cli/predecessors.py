@@ -38,6 +38,7 @@ _OFFICIAL_FIXED = {
     "use_scale_shift_norm": True,
     "num_heads_upsample": -1,
     "timestep_respacing": "",
+    "sigma_small": False,
 }
 
 

@@ -34,6 +34,7 @@ def translate(node: Node) -> Node:
     _expect(noise, "loss_type", "l2")
     channels = _get(params, "input_channels").plain()
     _expect(params, "output_channels", channels)
+    _refuse_other_ways(node, diffusion, params, channels)
     size, window = _get(params, "input_spatial_size"), _get(params, "input_number_of_frames")
     if not (isinstance(size.value, int) and isinstance(window.value, int) and size.value > 0):
         params.fail("input_spatial_size and input_number_of_frames must be whole numbers")
@@ -66,6 +67,40 @@ def translate(node: Node) -> Node:
         "training": _seed_training(node),
     }
     return yaml_file.from_plain(data, node.where)
+
+
+def _refuse_other_ways(node: Node, diffusion: Node, params: Node, channels: Any) -> None:
+    """Whatever else its configuration can ask for, in training or of the network, and gets nowhere but there."""
+    for path, ending in (
+        (("importance_sampler",), "importance_sampling.UniformSampler"),
+        (("input_preprocessing",), "context.IgnoreInputPreprocessor"),
+    ):
+        if (found := _at(diffusion, *path)) is not None:
+            _expect_target(found, ending)
+    adapters = _at(diffusion, "context_preprocessing")
+    for adapter in adapters.value if adapters is not None and isinstance(adapters.value, list) else ():
+        _expect_target(adapter, "context.IgnoreContextAdapter")
+    projection = ("conditioning", "projections", "timestep", "params")
+    for section, expected in (
+        (_at(node, "training"), {"flexible_diffusion_modeling": True, "flexible_diffusion_modeling_method": "random"}),
+        (_at(node, "data"), {"num_channels": channels}),
+        (_at(diffusion, "classifier_free_guidance"), {"unconditional_guidance_probability": 0.0}),
+        (
+            _at(params, *projection),
+            {"num_features": _get(params, "model_channels").plain(), "time_embedding_mult": 4, "max_time": 1000.0},
+        ),
+    ):
+        for key, value in expected.items():
+            if section is not None:
+                _expect(section, key, value)
+
+
+def _at(node: Node, *path: str) -> Node | None:
+    """What stands there, or None."""
+    found: Node | None = node
+    for key in path:
+        found = found.value.get(key) if found is not None and isinstance(found.value, dict) else None
+    return found
 
 
 def _seed_training(node: Node) -> dict[str, Any]:

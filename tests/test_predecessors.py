@@ -122,7 +122,21 @@ def params(content):
         (lambda c: params(c).update(dims=3), "dims is 3"),
         (lambda c: c["config"]["diffusion"].update(parameterization="v"), "parameterization is 'v'"),
         (lambda c: c["config"]["diffusion"]["score_network"].update(target="a.B"), "target a.B is not supported"),
-        (lambda c: params(c).update(model_channels=64), "time_embed.0.weight"),
+        (lambda c: c["config"]["diffusion"]["importance_sampler"].update(target="a.B"), "target a.B is not supported"),
+        (lambda c: c["config"]["diffusion"]["context_preprocessing"][0].update(target="a.B"), "target a.B is not"),
+        (
+            lambda c: c["config"]["diffusion"]["classifier_free_guidance"].update(
+                unconditional_guidance_probability=0.1
+            ),
+            "unconditional_guidance_probability is 0.1",
+        ),
+        (lambda c: c["config"]["training"].update(flexible_diffusion_modeling=False), "flexible_diffusion_modeling is"),
+        (lambda c: c["config"]["data"].update(num_channels=3), "num_channels is 3"),
+        (
+            lambda c: params(c)["conditioning"]["projections"]["timestep"]["params"].update(time_embedding_mult=8),
+            "time_embedding_mult is 8",
+        ),
+        (lambda c: params(c).update(model_channels=64), "num_features is 32"),
         (lambda c: params(c).pop("num_heads"), "no num_heads"),
         (lambda c: params(c).update(num_heads="many"), "num_heads must be a whole number"),
         (lambda c: params(c).update(input_spatial_size=None), "input_spatial_size"),

@@ -8,6 +8,7 @@ from fdm_cli.batches import draw_batch
 from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
+from fdm_cli.errors import BadInput
 from fdm_cli.trainer import Trainer, learning_rate
 
 
@@ -50,6 +51,13 @@ def test_state_goes_on_bit_for_bit():
         assert torch.equal(mine, other)
     for mine, other in zip(second.ema.parameters(), straight.ema.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("setting", ["model.num_heads=2", "diffusion.parameterization=x_0"])
+def test_a_checkpoint_of_another_network_or_process_is_not_gone_on_with(setting):
+    state = make().state()
+    with pytest.raises(BadInput, match=f"another {setting.partition('=')[0]}"):
+        make(setting).load(state)
 
 
 def test_a_loss_that_is_not_a_number_changes_no_weights():

@@ -60,6 +60,16 @@ def test_starting_over_forgets_everything(folder):
         assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "journal.jsonl", "run.json"]
 
 
+def test_frames_of_which_nobody_says_what_they_are_are_thrown_away(folder):
+    """A run that was killed while it was thrown away."""
+    interrupt(folder)
+    folder.let_replace()
+    (folder.path / "run.json").unlink()
+    with folder.opened(FACTS, resume=True):
+        assert folder.journal.next() is None
+        assert not folder.may_replace
+
+
 def test_going_on_removes_half_written_videos_only(folder):
     interrupt(folder)
     (folder.path / ".frames.17.part").mkdir()

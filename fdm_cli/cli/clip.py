@@ -126,7 +126,8 @@ def given_frames(
                 f"the clip's frames stand {apart} or {apart + 1} frames apart, so motion may be uneven: "
                 f"--length {apart * (count - 1) + 1} or {(apart + 1) * (count - 1) + 1} spaces them equally"
             )
-        fps = videos[0].info.fps if count > 1 else DEFAULT_FPS  # how long a still lasts is no rate
+        still = videos[0].info.frames == 1  # how long that lasts is no rate
+        fps = DEFAULT_FPS if still else videos[0].info.fps
         yield Given(whole, givens.place(scheme, count, whole, until), fps, facts, clip)
 
 

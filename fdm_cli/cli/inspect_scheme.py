@@ -16,6 +16,7 @@ from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
 from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet, check_plot
 from fdm_cli.cli.render import Output, plural
+from fdm_cli.cli.sampling import warn_of_window
 from fdm_cli.errors import BadInput
 from fdm_cli.plan import Plan
 
@@ -72,6 +73,8 @@ def inspect_scheme(
         model = load_checkpoint(checkpoint)
         window, clip_length = window or model.config.model.window, model.clip_length
     plan = _make(name, length, window, step, given, output)
+    if checkpoint is not None:
+        warn_of_window(plan, model.config.model.window, output)
     if plot is not None:
         from fdm_cli.plan_picture import write
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -39,13 +38,6 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
     settings = context.find_object(Settings)
     if settings is not None and value:
         settings.debug = True
-    return value
-
-
-def _finite(value: float | None) -> float | None:
-    """A number that is none lies between any two limits."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a number to work with")
     return value
 
 
@@ -143,14 +135,13 @@ Eta = Annotated[
         metavar="E",
         min=0.0,
         max=1.0,
-        callback=_finite,
         help="Of ddim: 0 adds no noise, 1 as much as ancestral.",
     ),
 ]
 Guidance = Annotated[
     float,
     typer.Option(
-        "--guidance", metavar="W", min=0.0, max=20.0, callback=_finite,
+        "--guidance", metavar="W", min=0.0, max=20.0,
         help="Weight of observed frames; 1 is the plain model.",
     ),
 ]  # fmt: skip
@@ -173,7 +164,6 @@ Fps = Annotated[
         metavar="N",
         min=0.01,
         max=1000.0,
-        callback=_finite,
         help="Frames a second of the video; default: the clip's, or 10.",
     ),
 ]

@@ -106,6 +106,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     )
     clip_length = checkpoint.clip_length
     warn_of_reach(plan, clip_length, output)
+    warn_of_window(plan, checkpoint.config.model.window, output)
     sampling = batch.Sampling.of(
         request.sampler, request.sampling_steps, request.guidance, checkpoint.process.timesteps, request.eta
     )
@@ -223,6 +224,12 @@ def warn_of_reach(plan: Plan, clip_length: int, output: Output, what: str = "the
             f"{what} reaches {plural(plan.reach, 'frame')}, the model was trained on clips of {clip_length}, "
             f"which reach {clip_length - 1}: expect poor frames"
         )
+
+
+def warn_of_window(plan: Plan, trained: int, output: Output) -> None:
+    """Says when a plan's windows hold more frames than the model was trained on."""
+    if plan.window > trained:
+        output.warn(f"windows of {plan.window} frames, the model was trained on {trained}: expect poor frames")
 
 
 def _outputs(request: Request, scheme_name: str) -> Outputs:

@@ -117,6 +117,8 @@ def test_a_camera_clip_with_sound(micro_checkpoint, tmp_path):
         "camera.mp4: 322x178 colour 29.97 fps -> centre crop, 16x16 grey; sound dropped; its last 5 frames\n"
     )
     assert result["fps"] == pytest.approx(30000 / 1001)
+    alone, _, _ = extend(micro_checkpoint, tmp_path, "camera.mp4", "--use-last", 1, "--length", 3)
+    assert alone["fps"] == pytest.approx(30000 / 1001)
     assert np.array_equal(
         made[:5], np.stack([video.fit(frame, 16, 1) for frame in video.read(tmp_path / "camera.mp4")])[-5:]
     )

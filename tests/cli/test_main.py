@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from fdm_cli.cli.main import _is_out_of_memory
 from tests.conftest import ROOT, fdm
 
 
@@ -48,6 +50,14 @@ def test_an_unknown_command():
 def test_debug_shows_the_traceback():
     assert "Traceback" in fdm("sample", "--checkpoint", "missing.pt", "--debug", check=2).stderr
     assert "Traceback" not in fdm("sample", "--checkpoint", "missing.pt", check=2).stderr
+
+
+def test_memory_that_is_not_there_is_known_by_its_error():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert _is_out_of_memory(caught.value)
+    assert _is_out_of_memory(MemoryError())
+    assert not _is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_closed_pipe_ends_quietly():
