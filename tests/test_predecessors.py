@@ -1,6 +1,7 @@
 """Checkpoints of the seed implementation and of the authors, through the front door."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import torch
 from fdm_cli import config as configuration
 from fdm_cli import samplers
 from fdm_cli.checkpoint import load_checkpoint, read_state, save_weights
+from fdm_cli.config import Config, ModelConfig
 from fdm_cli.errors import BadInput
 from fdm_cli.samplers import Ancestral
-from tests.reference import DATA, GOLDEN, OFFICIAL, SEED, checkpoint, golden, reference_file
+from fdm_cli.unet import UNet
+from tests.reference import ARCHITECTURES, DATA, GOLDEN, OFFICIAL, SEED, checkpoint, golden, reference_file
 
 FORMATS = {"seed-micro": "seed", "seed-small": "seed", "fdm-official": "official"}
 NAMES = ("x_0", "frame_indices", "observed_mask", "latent_mask")
@@ -155,14 +158,46 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, edit, says):
     assert says in caught.value.message
 
 
-@pytest.mark.parametrize("key", ["learn_sigma", "class_cond"])
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_official_settings_that_are_not_read(tmp_path, name, key):
-    content = checkpoint(name)
-    content["config"][key] = True
-    torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(BadInput, match=f"{key}=True"):
-        load_checkpoint(tmp_path / "x.pt")
+def as_the_authors_write_it(tmp_path, **changes):
+    """A file of their form, whose weights are a small network's: theirs have the same names."""
+    settings = {
+        "image_size": 32, "num_channels": 32, "num_res_blocks": 1, "num_heads": 2, "attention_resolutions": "16,8",
+        "dropout": 0.0, "diffusion_steps": 250, "noise_schedule": "cosine", "max_frames": 5, "T": 12,
+        "dataset": "mazes", "rescale_timesteps": True, **changes,
+    }  # fmt: skip
+    model = UNet(Config(model=replace(ModelConfig(**ARCHITECTURES["seed-preset-32"]), num_heads=2)))
+    torch.save({"state_dict": model.state_dict(), "config": settings, "step": 7}, tmp_path / "ema_0.9999_000007.pt")
+    return tmp_path / "ema_0.9999_000007.pt", model
+
+
+def test_a_file_of_the_authors_form(tmp_path):
+    path, model = as_the_authors_write_it(tmp_path)
+    loaded = load_checkpoint(path)
+    assert (loaded.format, loaded.step, loaded.resumable) == ("official", 7, False)
+    config = loaded.config
+    assert (config.data.source, config.data.clip_length, config.model.window) == ("mazes", 12, 5)
+    assert (config.diffusion.timesteps, config.diffusion.betas) == (250, "cosine")
+    assert loaded.model.timestep_scale == 4
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        *(({key: True}, f"{key}=True") for key in ("learn_sigma", "class_cond", "sigma_small")),
+        *(({key: False}, f"{key}=False") for key in ("use_rpe_net", "use_scale_shift_norm")),
+        ({"num_heads_upsample": 2}, "num_heads_upsample=2"),
+        ({"timestep_respacing": "ddim25"}, "timestep_respacing=ddim25"),
+        ({"image_size": 48}, "not the authors': KeyError 48"),
+        ({"num_channels": 64}, "time_embed.0.weight is (128, 32) float32, expected (256, 64)"),
+    ],
+)
+def test_what_the_authors_can_train_and_this_network_is_not(tmp_path, changes, says):
+    path, _ = as_the_authors_write_it(tmp_path, **changes)
+    with pytest.raises(BadInput) as caught:
+        load_checkpoint(path)
+    assert says in caught.value.message
 
 
 def test_the_seed_s_training_yaml():

@@ -40,6 +40,23 @@ def name_left_out(found: Survey, config: Config, output: Output) -> None:
         output.note(_short(found, config))
 
 
+def warn_of_pixels(found: Survey, config: Config, output: Output) -> None:
+    """Says when the configuration is made for other pixels than the clips have: those of digits are mostly black."""
+    from fdm_cli.batches import draw_batch
+    from fdm_cli.dataset import open_clips
+
+    if found.unit == "digits":
+        return
+    pixels = draw_batch(config, open_clips(config), 0, SHEET_CLIPS, config.training.seed).x_0
+    mean, std, process = float(pixels.mean()), float(pixels.std()), config.diffusion
+    if std > 0 and not (abs(mean - process.data_mean) < process.data_std and 0.25 < std / process.data_std < 2):
+        output.warn(
+            f"pixels of these clips have mean {mean:.2f} and deviation {std:.2f}, the configuration is for "
+            f"{process.data_mean:g} and {process.data_std:g}: --set diffusion.data_mean={mean:.1f} "
+            f"--set diffusion.data_std={max(std, 0.01):.1g} lets the network learn sooner"
+        )
+
+
 def about(found: Survey) -> str:
     """How much data there is, in a few words."""
     if found.unit == "digits":

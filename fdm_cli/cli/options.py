@@ -130,21 +130,12 @@ SamplingSteps = Annotated[
 ]
 Eta = Annotated[
     float,
-    typer.Option(
-        "--eta",
-        metavar="E",
-        min=0.0,
-        max=1.0,
-        help="Of ddim: 0 adds no noise, 1 as much as ancestral.",
-    ),
+    typer.Option("--eta", metavar="E", min=0.0, max=1.0, help="Of ddim: 0 adds no noise, 1 as much as ancestral."),
 ]
 Guidance = Annotated[
     float,
-    typer.Option(
-        "--guidance", metavar="W", min=0.0, max=20.0,
-        help="Weight of observed frames; 1 is the plain model.",
-    ),
-]  # fmt: skip
+    typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="Weight of observed frames; 1 is the plain model."),
+]
 MaxBatch = Annotated[
     int | None,
     typer.Option(
@@ -160,11 +151,7 @@ OutputFile = Annotated[
 Fps = Annotated[
     float | None,
     typer.Option(
-        "--fps",
-        metavar="N",
-        min=0.01,
-        max=1000.0,
-        help="Frames a second of the video; default: the clip's, or 10.",
+        "--fps", metavar="N", min=0.01, max=1000.0, help="Frames a second of the video; default: the clip's, or 10."
     ),
 ]
 Scale = Annotated[

@@ -245,6 +245,7 @@ def _show_plan(
         config, choose_device(device_name, threads), memory_budget, ranks.size
     )
     found = data_report.prepare(config, output)
+    data_report.warn_of_pixels(found, config, output)
     sheet = data_report.draw_sheet(config) if draw_sheet or config.data.source != BUILT_IN else None
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
@@ -287,6 +288,7 @@ def _train(
     memory = memory_report.check_training(config, device, memory_budget, output, ranks.size)
     found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)
+    data_report.warn_of_pixels(found, config, output)
     clips, held_out = open_clips(config), open_clips(config, "held-out")
     with folder.locked() if ranks.rank == 0 else nullcontext(), StopSignals() as stop:
         state, remarks = ranks.share(folder.newest_state)
