@@ -32,9 +32,9 @@ from fdm_cli import config as configuration
 from fdm_cli import predecessors
 from fdm_cli.config import Config
 from fdm_cli.diffusion import Process
-from fdm_cli.errors import BadInput, FdmError, RunFailed
+from fdm_cli.errors import BadInput, FdmError, RunFailed, is_out_of_memory
 from fdm_cli.files import replacing
-from fdm_cli.pickle_check import refuse_bombs
+from fdm_cli.pickle_check import MOST_BYTES, refuse_bombs
 from fdm_cli.unet import UNet
 
 FORMAT, VERSION = "fdm", 1
@@ -251,13 +251,15 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except FdmError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"no such file: {path}") from None
     except IsADirectoryError:
         raise BadInput(f"{path} is a folder, not a checkpoint file") from None
     except zipfile.BadZipFile:
         raise BadInput(f"{path}: not a checkpoint, or cut short") from None
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).split("\n")[0]
         raise BadInput(f"{path}: not a checkpoint that can be read safely: {reason[:200]}") from error
 
@@ -280,17 +282,21 @@ def _check_zip(path: Path) -> None:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise BadInput(f"{path}: holds compressed entries, which a checkpoint never does")
-        # Entries that overlap are read once each; and of two archives in one file PyTorch may see the other one.
-        overlap = sum(entry.file_size for entry in entries) > path.stat().st_size
+        overlap = BadInput(f"{path}: not the archive of a checkpoint: its entries overlap, or something precedes them")
         first = min((entry.header_offset for entry in entries), default=-1)
-        if overlap or first != 0 or len(set(archive.namelist())) < len(entries):
-            raise BadInput(f"{path}: not the archive of a checkpoint: its entries overlap, or something precedes them")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size or first != 0:
+            raise overlap
         broken = archive.testzip()
         if broken is not None:
             raise BadInput(f"{path}: corrupt: the checksum of {broken} does not match")
-        for entry in entries:
-            if entry.filename.endswith("data.pkl"):
-                refuse_bombs(archive.read(entry))
+    # Of a file made for it PyTorch sees other entries than Python does: what counts is what it will load.
+    reader = torch._C.PyTorchFileReader(str(path))
+    sizes = {name: reader.get_record_size(name) for name in reader.get_all_records()}
+    if sum(sizes.values()) > path.stat().st_size:
+        raise overlap
+    if reader.get_record_size("data.pkl") > MOST_BYTES:
+        raise BadInput(f"{path}: its structure alone takes more than {MOST_BYTES:,} bytes")
+    refuse_bombs(reader.get_record("data.pkl"))
 
 
 def _refuse_claims(content: Any, path: Path) -> None:
@@ -308,15 +314,23 @@ def _refuse_claims(content: Any, path: Path) -> None:
             raise BadInput(f"{path}: holds more values than a checkpoint does, or deeper nested ones")
         if isinstance(value, Tensor):
             claimed += value.nbytes
-            if value.nbytes > value.untyped_storage().nbytes() or claimed > most:
+            if value.nbytes > value.untyped_storage().nbytes():
                 raise BadInput(f"{path}: a tensor claims {value.numel()} elements that the file does not hold")
         elif isinstance(value, dict):
+            if getattr(value, "__dict__", {}).keys() - {"_metadata"}:
+                raise BadInput(f"{path}: holds a dict with attributes, which could pass for its methods")
             for key, item in value.items():
                 walk(key, depth + 1)
                 walk(item, depth + 1)
         elif isinstance(value, list | tuple):
             for item in value:
                 walk(item, depth + 1)
+        elif isinstance(value, str):
+            claimed += len(value)
+        elif not isinstance(value, int | float | None):
+            raise BadInput(f"{path}: holds a {type(value).__name__}, which no checkpoint does")
+        if claimed > most:
+            raise BadInput(f"{path}: claims more content than the file holds")
 
     walk(content, 0)
 

@@ -52,6 +52,15 @@ class Silenced(FdmError):
         self.exit_code = exit_code
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """By name and words: torch need not be loaded, and on a CPU it has no type for this."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One line of hint for a name that does not exist: the nearest real one, else all of them."""
     names = sorted(known)

@@ -220,25 +220,26 @@ def predict(
     best[1] = found[similarities.argmax(0), 1, torch.arange(count)]
 
     def baseline(frames: Tensor) -> Quality:
-        return _quality(torch.stack([look(frames, ahead) for ahead in range(horizon)], dim=2), true_sharpness)
+        return _quality(
+            torch.stack([look(frames, ahead) for ahead in range(horizon)], dim=2), true_sharpness, with_ssim
+        )
 
     return Prediction(
-        _quality(found.mean(0), true_sharpness),
-        _quality(best, true_sharpness),
+        _quality(found.mean(0), true_sharpness, with_ssim),
+        _quality(best, true_sharpness, with_ssim),
         baseline(truth[:, given - 1]),
         baseline(truth[:, :given].mean(1)),
     )
 
 
-def _quality(found: Tensor, true_sharpness: Tensor) -> Quality:
-    """From errors, similarities (NaN: not measured) and sharpnesses (3, clips, H), and what the last should be."""
+def _quality(found: Tensor, true_sharpness: Tensor, with_ssim: bool) -> Quality:
+    """From errors, similarities and sharpnesses (3, clips, H), and what the last should be."""
     errors, similarities, sharpness = found
-    unknown = bool(similarities.isnan().any())
     return Quality(
         psnr=[metrics.psnr(error) for error in errors.double().mean(0).tolist()],
         psnr_all=metrics.psnr(float(errors.double().mean())),
-        ssim=None if unknown else similarities.mean(0).tolist(),
-        ssim_all=None if unknown else float(similarities.mean()),
+        ssim=similarities.mean(0).tolist() if with_ssim else None,
+        ssim_all=float(similarities.mean()) if with_ssim else None,
         sharpness=(sharpness.mean(0) / true_sharpness.mean(0)).tolist(),
         sharpness_all=float(sharpness.mean() / true_sharpness.mean()),
     )

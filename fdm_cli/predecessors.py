@@ -38,7 +38,6 @@ _OFFICIAL_FIXED = {
     "use_scale_shift_norm": True,
     "num_heads_upsample": -1,
     "timestep_respacing": "",
-    "sigma_small": False,
 }
 
 
@@ -59,7 +58,9 @@ def read_seed(content: Mapping[str, Any], name: str) -> tuple[Config, Weights]:
         BadInput: a setting that this network does not have; betas that are not those of the configuration.
     """
     state = _tensors(content["model_state_dict"], name)
-    config = configuration.from_node(seed_config.translate(yaml_file.from_plain(content["config"], name)))
+    config = configuration.from_node(
+        seed_config.translate(yaml_file.from_plain(content["config"], name), to_train=False)
+    )
     process = Process(config.diffusion)
     for key, expected in (("betas", process.betas), ("alphas_cumprod", process.alphas_cumprod)):
         stored = state.get(f"_noise_scheduler.{key}")

@@ -16,8 +16,12 @@ def is_seed_config(node: Node) -> bool:
     return section is not None and isinstance(section.value, dict) and "score_network" in section.value
 
 
-def translate(node: Node) -> Node:
+def translate(node: Node, *, to_train: bool = True) -> Node:
     """The seed's training configuration (its YAML, or the copy inside its checkpoint) in our words.
+
+    Args:
+        node: the whole of it.
+        to_train: with it; how a model that is there has been trained does not matter.
 
     Raises:
         BadInput: with the place, for a target or a setting that is not supported.
@@ -34,7 +38,15 @@ def translate(node: Node) -> Node:
     _expect(noise, "loss_type", "l2")
     channels = _get(params, "input_channels").plain()
     _expect(params, "output_channels", channels)
-    _refuse_other_ways(node, diffusion, params, channels)
+    projection = _at(params, "conditioning", "projections", "timestep", "params")
+    if projection is not None:
+        _expect(projection, "num_features", _get(params, "model_channels").plain())
+        _expect(projection, "time_embedding_mult", 4)
+        _expect(projection, "max_time", 1000.0)
+    for preprocessing in ("input_preprocessing", "context_preprocessing"):
+        _expect_none(_at(diffusion, preprocessing))
+    if to_train:
+        _refuse_other_training(node, diffusion, channels)
     size, window = _get(params, "input_spatial_size"), _get(params, "input_number_of_frames")
     if not (isinstance(size.value, int) and isinstance(window.value, int) and size.value > 0):
         params.fail("input_spatial_size and input_number_of_frames must be whole numbers")
@@ -69,30 +81,26 @@ def translate(node: Node) -> Node:
     return yaml_file.from_plain(data, node.where)
 
 
-def _refuse_other_ways(node: Node, diffusion: Node, params: Node, channels: Any) -> None:
-    """Whatever else its configuration can ask for, in training or of the network, and gets nowhere but there."""
-    for path, ending in (
-        (("importance_sampler",), "importance_sampling.UniformSampler"),
-        (("input_preprocessing",), "context.IgnoreInputPreprocessor"),
+def _refuse_other_training(node: Node, diffusion: Node, channels: Any) -> None:
+    """Ways of training that its configuration can ask for, and ours cannot."""
+    if (sampler := _at(diffusion, "importance_sampler")) is not None:
+        _expect_target(sampler, "importance_sampling.UniformSampler")
+    for section, key, value in (
+        (_at(diffusion, "classifier_free_guidance"), "unconditional_guidance_probability", 0.0),
+        (_at(node, "training"), "flexible_diffusion_modeling", True),
+        (_at(node, "training"), "flexible_diffusion_modeling_method", "random"),
+        (_at(node, "data"), "num_channels", channels),
     ):
-        if (found := _at(diffusion, *path)) is not None:
-            _expect_target(found, ending)
-    adapters = _at(diffusion, "context_preprocessing")
-    for adapter in adapters.value if adapters is not None and isinstance(adapters.value, list) else ():
-        _expect_target(adapter, "context.IgnoreContextAdapter")
-    projection = ("conditioning", "projections", "timestep", "params")
-    for section, expected in (
-        (_at(node, "training"), {"flexible_diffusion_modeling": True, "flexible_diffusion_modeling_method": "random"}),
-        (_at(node, "data"), {"num_channels": channels}),
-        (_at(diffusion, "classifier_free_guidance"), {"unconditional_guidance_probability": 0.0}),
-        (
-            _at(params, *projection),
-            {"num_features": _get(params, "model_channels").plain(), "time_embedding_mult": 4, "max_time": 1000.0},
-        ),
-    ):
-        for key, value in expected.items():
-            if section is not None:
-                _expect(section, key, value)
+        if section is not None:
+            _expect(section, key, value)
+
+
+def _expect_none(adapters: Node | None) -> None:
+    """What frames or conditions would go through on their way to the network: one adapter, or a list."""
+    for adapter in [] if adapters is None else adapters.value if isinstance(adapters.value, list) else [adapters]:
+        target = _get(adapter, "target")
+        if ".Ignore" not in str(target.plain()):
+            target.fail(f"target {target.plain()} is not supported", "only those that change nothing are")
 
 
 def _at(node: Node, *path: str) -> Node | None:

@@ -210,7 +210,10 @@ class Trainer:
         saved = configuration.from_dict(state["config"], "checkpoint")
         for section in ("model", "diffusion"):
             if (name := _first_difference(getattr(saved, section), getattr(self.config, section))) is not None:
-                raise BadInput(f"the run's checkpoints have another {section}.{name} than its configuration")
+                raise BadInput(
+                    f"the run's checkpoints have another {section}.{name} than its config.yaml",
+                    "--run names another folder for another network or process",
+                )
         self.model.load_state_dict(state["model"])
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["ema_updates"])
@@ -230,8 +233,11 @@ def fitting(path: Path, config: Config) -> Checkpoint:
         expected = UNet(config).state_dict()
     what = f"{path}: the weights do not fit the model to train"
     refuse_mismatch(expected, start.model.state_dict(), what)
-    name = _first_difference(start.config.model, config.model, but=("dropout", "window"))
-    if name is not None:  # one that no shape shows
+    # Of what no shape shows, what weights do not depend on.
+    name = _first_difference(
+        start.config.model, config.model, but=("dropout", "window", "image_size", "attention_resolutions")
+    )
+    if name is not None:
         own, wanted = (getattr(one.model, name) for one in (start.config, config))
         raise BadInput(f"{what}: they were trained with model.{name} {own}, not {wanted}")
     return start

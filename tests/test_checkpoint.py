@@ -1,5 +1,4 @@
 import codecs
-import contextlib
 import copy
 import os
 import pickle
@@ -155,22 +154,45 @@ def hexed(times):
         (lambda: doubled([], 60, lambda *both: list(both)), "holds more values than"),
         (lambda: doubled((), 400, lambda one, _: [one]), "holds more values than a checkpoint does, or deeper"),
         (lambda: {number: number for number in range(10**6)}, "its structure alone takes"),
+        (lambda: ["x" * 10**6] * 10**5, "claims more content"),
+        (lambda: Call(torch.UntypedStorage, 10**10), "calls torch.storage.UntypedStorage, which"),
+        (lambda: b"bytes", "calls _codecs.encode, which"),
+        (lambda: 2**70, "larger than any"),
     ],
 )
 def test_bombs_in_a_pickle(tmp_path, content, says):
     path = tmp_path / "bomb.pt"
     torch.save({"format": "fdm", "version": 1, "config": content()}, path)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(BadInput, match=says):
         load_checkpoint(path)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 10
 
 
-def test_a_key_that_never_ends_being_hashed(tmp_path):
-    pair_of_itself = b"q\x00h\x00\x86"  # remember the value, take it again, make a tuple of both
+PAIR_OF_ITSELF = b"q\x00h\x00\x86"  # remember the value, take it again, make a tuple of both
+MANY_OF_ITSELF = b"q\x00(" + 200 * b"h\x00" + b"t\x86"
+ORDERED = b"ccollections\nOrderedDict\n"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "says"),
+    [
+        (b"})" + 60 * PAIR_OF_ITSELF + b"Ns", "builds what no checkpoint needs"),  # as keys, whose hash never ends
+        (b"})" + 8 * MANY_OF_ITSELF + b"Ns", "builds what no checkpoint needs"),
+        (ORDERED + b"(K\x01K\x02tR", "builds what no checkpoint needs"),  # copies of what it is given
+        (ORDERED + b"]R", "builds what no checkpoint needs"),
+        (20 * (ORDERED + b")R}b"), "builds what no checkpoint needs"),
+        (ORDERED + b")R}X\x05\x00\x00\x00itemsK\x01sb", "a dict with attributes"),
+        (b"h\x05", "its pickle is broken"),
+        (b"0", "its pickle is broken"),
+    ],
+)
+@pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL"])
+def test_pickles_that_nobody_wrote_by_saving(tmp_path, pickled, says, name):
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}" + b")" + 60 * pair_of_itself + b"Ns.")
-    with pytest.raises(BadInput, match="nests tuples deeper"):
+        archive.writestr(f"archive/{name}", b"\x80\x02" + pickled + b".")
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(BadInput, match=says):
         load_checkpoint(tmp_path / "bomb.pt")
 
 
@@ -181,7 +203,7 @@ def test_weights_that_share_one_storage_claim_no_more_than_the_file_holds(tmp_pa
         if key.startswith("_score_network."):
             content["model_state_dict"][key] = storage[: value.numel()].view(value.shape)
     torch.save(content, tmp_path / "shared.pt")
-    with pytest.raises(BadInput, match=r"does not hold|share their content"):
+    with pytest.raises(BadInput, match="claims more content than the file holds"):
         load_checkpoint(tmp_path / "shared.pt")
 
 
@@ -195,34 +217,29 @@ def test_archives_that_are_not_what_they_seem(tmp_path, how):
             for entry in old.infolist():
                 new.writestr(entry.filename, old.read(entry))
             largest = max(new.infolist(), key=lambda entry: entry.file_size)
-            for number in range(10):
-                new.filelist.append(copy.copy(largest))
-                new.filelist[-1].filename = f"again{number}"
+            new.filelist += [copy.copy(largest)] * 10
     with pytest.raises(BadInput, match="overlap, or something precedes"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
-    "edit",
+    ("edit", "says"),
     [
-        lambda content: content.update(version=torch.tensor([1, 2])),
-        lambda content: content.update(model=3),
-        lambda content: content["ema"].update({0: torch.zeros(1)}),
-        lambda content: content["ema"].update({"out.2.bias": torch.tensor([1 + 2j]).conj()}),
-        lambda content: content.update(step="many"),
-        lambda content: content.update(config=[]),
-        lambda content: content["config"].update(doubled=doubled([], 200, lambda one, _: [one])),
+        (lambda content: content.update(version=torch.tensor([1, 2])), "cannot|Boolean value"),
+        (lambda content: content.update(model=3), "model is no set of named tensors"),
+        (lambda content: content["ema"].update({0: torch.zeros(1)}), "ema is no set of named tensors"),
+        (lambda content: content.update(step="many"), "no step"),
+        (lambda content: content.update(config=[]), "no config"),
+        (lambda content: content["config"].update(deep=doubled([], 200, lambda one, _: [one])), "deeper nested"),
     ],
 )
-def test_content_of_other_types_is_refused(micro_checkpoint, tmp_path, edit):
+def test_content_of_other_types_is_refused(micro_checkpoint, tmp_path, edit, says):
     content = read_state(micro_checkpoint)
     edit(content)
-    # As somebody would write it who knows the format; what has no digest at all is refused in any case.
-    with contextlib.suppress(Exception):
-        content["digest"] = checkpoint._digest(content)
+    content["digest"] = checkpoint._digest(content)  # as somebody would write it who knows the format
     torch.save(content, tmp_path / "odd.pt")
     for read in (load_checkpoint, read_state):
-        with pytest.raises(BadInput):
+        with pytest.raises(BadInput, match=says):
             read(tmp_path / "odd.pt")
 
 

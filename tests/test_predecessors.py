@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fdm_cli import config as configuration
-from fdm_cli import samplers
+from fdm_cli import samplers, seed_config, yaml_file
 from fdm_cli.checkpoint import load_checkpoint, read_state, save_weights
 from fdm_cli.config import Config, ModelConfig
 from fdm_cli.errors import BadInput
@@ -125,16 +125,7 @@ def params(content):
         (lambda c: params(c).update(dims=3), "dims is 3"),
         (lambda c: c["config"]["diffusion"].update(parameterization="v"), "parameterization is 'v'"),
         (lambda c: c["config"]["diffusion"]["score_network"].update(target="a.B"), "target a.B is not supported"),
-        (lambda c: c["config"]["diffusion"]["importance_sampler"].update(target="a.B"), "target a.B is not supported"),
         (lambda c: c["config"]["diffusion"]["context_preprocessing"][0].update(target="a.B"), "target a.B is not"),
-        (
-            lambda c: c["config"]["diffusion"]["classifier_free_guidance"].update(
-                unconditional_guidance_probability=0.1
-            ),
-            "unconditional_guidance_probability is 0.1",
-        ),
-        (lambda c: c["config"]["training"].update(flexible_diffusion_modeling=False), "flexible_diffusion_modeling is"),
-        (lambda c: c["config"]["data"].update(num_channels=3), "num_channels is 3"),
         (
             lambda c: params(c)["conditioning"]["projections"]["timestep"]["params"].update(time_embedding_mult=8),
             "time_embedding_mult is 8",
@@ -185,7 +176,7 @@ def test_a_file_of_the_authors_form(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        *(({key: True}, f"{key}=True") for key in ("learn_sigma", "class_cond", "sigma_small")),
+        *(({key: True}, f"{key}=True") for key in ("learn_sigma", "class_cond")),
         *(({key: False}, f"{key}=False") for key in ("use_rpe_net", "use_scale_shift_norm")),
         ({"num_heads_upsample": 2}, "num_heads_upsample=2"),
         ({"timestep_respacing": "ddim25"}, "timestep_respacing=ddim25"),
@@ -205,6 +196,26 @@ def test_the_seed_s_training_yaml():
     assert config.model == load("seed-micro").config.model
     assert config.diffusion.timesteps == 40
     assert config.training.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        ("importance_sampling.UniformSampler", "importance_sampling.LossAwareSampler"),
+        ("unconditional_guidance_probability: 0.0", "unconditional_guidance_probability: 0.1"),
+        ("flexible_diffusion_modeling: true", "flexible_diffusion_modeling: false"),
+        ("flexible_diffusion_modeling_method: random", "flexible_diffusion_modeling_method: uniform"),
+        ("num_channels: 1", "num_channels: 3"),
+    ],
+)
+def test_ways_of_training_that_ours_is_not_are_refused_by_name(tmp_path, setting, other):
+    """In a configuration to train with; of a model that is there they do not matter."""
+    text = (DATA / "seed-micro.yaml").read_text()
+    assert setting in text
+    (tmp_path / "seed.yaml").write_text(text.replace(setting, other))
+    with pytest.raises(BadInput, match=other.split(":")[0].rpartition(".")[2]):
+        configuration.load(tmp_path / "seed.yaml")
+    seed_config.translate(yaml_file.read(tmp_path / "seed.yaml"), to_train=False)
 
 
 def test_a_seed_yaml_that_is_not_supported_is_quoted_with_its_line(tmp_path):

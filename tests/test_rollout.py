@@ -265,6 +265,7 @@ def test_several_processes_make_the_same_video(tmp_path, name):
         subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
         saved.append(torch.load(file, weights_only=True))
     assert [one["processes"] for one in saved] == [1, 2]
+    # Other batches round otherwise, by a few 1e-7 a call; each of the waves makes more of it.
     torch.testing.assert_close(saved[1]["frames"], saved[0]["frames"], atol=3e-4, rtol=0)
 
 

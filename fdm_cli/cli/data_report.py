@@ -48,12 +48,13 @@ def warn_of_pixels(found: Survey, config: Config, output: Output) -> None:
     if found.unit == "digits":
         return
     pixels = draw_batch(config, open_clips(config), 0, SHEET_CLIPS, config.training.seed).x_0
-    mean, std, process = float(pixels.mean()), float(pixels.std()), config.diffusion
+    mean = round(float(pixels.mean()), 2) + 0.0  # which makes -0.0 a 0
+    std, process = float(pixels.std()), config.diffusion
     if std > 0 and not (abs(mean - process.data_mean) < process.data_std and 0.25 < std / process.data_std < 2):
         output.warn(
-            f"pixels of these clips have mean {mean:.2f} and deviation {std:.2f}, the configuration is for "
-            f"{process.data_mean:g} and {process.data_std:g}: --set diffusion.data_mean={mean:.1f} "
-            f"--set diffusion.data_std={max(std, 0.01):.1g} lets the network learn sooner"
+            f"the pixels of these clips have mean {mean:.2f} and deviation {std:.2f}, the configuration is for "
+            f"{process.data_mean:g} and {process.data_std:g}: --set diffusion.data_mean={mean:.2f} "
+            f"--set diffusion.data_std={max(std, 0.01):.2f} lets the network learn sooner"
         )
 
 

@@ -177,7 +177,7 @@ def evaluate(
     from fdm_cli.files import finite
     from fdm_cli.frechet import VideoFeatures
 
-    # Whatever can be refused is refused before anything is measured: results are shown at the end.
+    # Whatever can be refused is refused before anything is measured.
     with joined() as ranks:
         if ranks.size > 1:
             raise BadInput(f"fdm evaluate is one process, torchrun started {ranks.size}", "start it without torchrun")
@@ -205,9 +205,9 @@ def evaluate(
     batch = setting.batch(plan, clips) if parts != ("drift",) else 0
     rolled = _prepare_drift(setting, loaded, length, rollouts, embedding, network) if "drift" in parts else None
     measured_on = data or model.config.data.source
-    calls = plural(len(setting.sampling.timesteps), "step") + (f", guidance {guidance:g}" if guidance != 1 else "")
+    steps = plural(len(setting.sampling.timesteps), "step") + (f", guidance {guidance:g}" if guidance != 1 else "")
     trained = f"{model_file} after {plural(model.step, 'step')}"
-    output.show(f"{trained}, on held-out clips of {measured_on}; {sampler}, {calls}, seed {seed}")
+    output.show(f"{trained}, on held-out clips of {measured_on}; {sampler}, {steps}, seed {seed}")
     prediction = bound = drift = None
     # Each part is shown when it is done: what follows may take long, and be stopped.
     if "prediction" in parts:
@@ -238,11 +238,11 @@ def evaluate(
         "bound": finite(dataclasses.asdict(bound)) if bound else None,
         "drift": finite(drift.facts()) if drift else None,
     }
-    if json:
-        output.result(facts, "")
     if plot is not None:
         report.draw(plot, prediction, drift, force)
         output.note(f"wrote {plot}")
+    if json:
+        output.result(facts, "")
 
 
 def _parts(only: str | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 from fdm_cli import __version__
 from fdm_cli.cli import checkpoint, evaluate, extend, inspect_scheme, sample, train
 from fdm_cli.cli.options import Settings
-from fdm_cli.errors import FdmError
+from fdm_cli.errors import FdmError, is_out_of_memory
 
 _LOADED_SLOWLY = ("torch", "numpy")
 
@@ -81,14 +81,14 @@ def main() -> NoReturn:
         _fail(error.message, error.hint, error.exit_code)
     except BrokenPipeError:
         _leave_quietly()
+    except typer.Abort:
+        _fail("interrupted", None, 130)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if settings.debug:
             traceback.print_exc()
         _fail(f"out of memory: {error}"[:200], "a smaller batch, or --memory-budget, which sees to that", 1)
-    except typer.Abort:
-        _fail("interrupted", None, 130)
     except OSError as error:
         if settings.debug:
             traceback.print_exc()
@@ -140,15 +140,6 @@ def _leave_quietly() -> NoReturn:
     """The reader of stdout went away (`| head`): nothing to say, and nothing left to flush."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(0)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """By name and words: torch need not be loaded, and on a CPU it has no type for this."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
 
 
 def _usage_hint(error: TyperException) -> str | None:

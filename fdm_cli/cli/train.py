@@ -114,7 +114,10 @@ def train(
         if not dry_run:
             _train(config, RunFolder(path), init_from, device.value, threads, memory_budget, tensorboard, output, ranks)
         elif ranks.rank == 0:
-            _show_plan(config, RunFolder(path), data is not None, device.value, threads, memory_budget, output, ranks)
+            fresh = init_from is None and not resume
+            _show_plan(
+                config, RunFolder(path), data is not None, fresh, device.value, threads, memory_budget, output, ranks
+            )
 
 
 def _configure(
@@ -227,6 +230,7 @@ def _show_plan(
     config: Config,
     folder: RunFolder,
     draw_sheet: bool,
+    fresh: bool,
     device_name: str,
     threads: int | None,
     memory_budget: str | None,
@@ -245,7 +249,8 @@ def _show_plan(
         config, choose_device(device_name, threads), memory_budget, ranks.size
     )
     found = data_report.prepare(config, output)
-    data_report.warn_of_pixels(found, config, output)
+    if fresh:
+        data_report.warn_of_pixels(found, config, output)
     sheet = data_report.draw_sheet(config) if draw_sheet or config.data.source != BUILT_IN else None
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
@@ -288,7 +293,8 @@ def _train(
     memory = memory_report.check_training(config, device, memory_budget, output, ranks.size)
     found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)
-    data_report.warn_of_pixels(found, config, output)
+    if init_from is None and not folder.checkpoints():
+        data_report.warn_of_pixels(found, config, output)
     clips, held_out = open_clips(config), open_clips(config, "held-out")
     with folder.locked() if ranks.rank == 0 else nullcontext(), StopSignals() as stop:
         state, remarks = ranks.share(folder.newest_state)

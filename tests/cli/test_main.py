@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fdm_cli.cli.main import _is_out_of_memory
+from fdm_cli.errors import is_out_of_memory
 from tests.conftest import ROOT, fdm
 
 
@@ -55,9 +55,9 @@ def test_debug_shows_the_traceback():
 def test_memory_that_is_not_there_is_known_by_its_error():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
-    assert _is_out_of_memory(caught.value)
-    assert _is_out_of_memory(MemoryError())
-    assert not _is_out_of_memory(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_closed_pipe_ends_quietly():

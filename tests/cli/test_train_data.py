@@ -48,7 +48,7 @@ def test_pixels_that_the_configuration_is_not_made_for_are_named(tmp_path):
     done = fdm("train", "--preset", "micro", "--data", "noise.npy", "--set", "diffusion.data_mean=-0.9",
                "--set", "diffusion.data_std=0.37", "--dry-run", cwd=tmp_path)  # fmt: skip
     assert "have mean 0.00 and deviation 0.58, the configuration is for -0.9 and 0.37" in done.stderr
-    assert "--set diffusion.data_mean=0.0 --set diffusion.data_std=0.6" in done.stderr
+    assert "--set diffusion.data_mean=0.00 --set diffusion.data_std=0.58" in done.stderr
 
 
 def test_dry_run_says_what_was_found_and_draws_it(my_videos, tmp_path):
