@@ -2,7 +2,7 @@
 
 Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictures is made.
 
-samplers   prediction against network calls a window, for each sampler (docs/samplers.png); an hour
+samplers   prediction against network calls a window, for each sampler (docs/samplers.png); half an hour for 32 clips
 schemes    drift, calls, waves and seconds of every shipped scheme
 guidance   prediction and drift for several weights
 pictures   every tenth frame of a video by each scheme (docs/schemes.png) and with each weight (docs/guidance.png)
@@ -30,7 +30,7 @@ FEW, ALL = 30, 1000  # network calls: the most that are drawn as a curve, and al
 SAMPLERS = {"dpm-solver++": (5, 10, 15, 20, 30), "ddim": (5, 10, 15, 20, 25, 30), "ancestral": (10, 20, 30, 100, ALL)}
 GREY = (130, 130, 130)
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
-WEIGHTS = (1, 1.25, 1.5, 2)
+WEIGHTS = (1, 1.25, 1.5, 1.75, 2)
 DOCS = Path("docs")
 LENGTH, EVERY, SCALE, LABEL, GAP = 160, 10, 2, 190, 4  # frames, frames; then pixels
 
@@ -75,7 +75,7 @@ def samplers() -> None:
 def sampled(row: tuple[str, int]) -> dict:
     """The quality of a sampler's predictions with so many steps."""
     name, steps = row
-    options = ("--only", "prediction", "--sampler", name, "--sampling-steps", steps, "--threads", 1)
+    options = ("--only", "prediction", "--sampler", name, "--sampling-steps", steps, "--guidance", 1, "--threads", 1)
     quality = evaluate(*options)["prediction"]["model"]
     print(name, steps, quality["psnr_all"], quality["psnr"][0], quality["sharpness_all"], file=sys.stderr, flush=True)
     return quality

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fdm_cli.checkpoint import load_checkpoint
-from fdm_cli.cli.options import BUNDLED_MODEL
+from fdm_cli.cli.options import BUNDLED_GUIDANCE, BUNDLED_MODEL
 from fdm_cli.config import load_preset
 from fdm_cli.dataset import open_clips
 from fdm_cli.device import choose_device
@@ -53,4 +53,5 @@ def test_it_is_what_is_used_when_no_checkpoint_is_given(command, tmp_path):
     ]
     result = json.loads(done.stdout)
     assert (result["checkpoint"], result["frames"]) == (str(BUNDLED_MODEL), 18)
+    assert result["guidance"] == BUNDLED_GUIDANCE
     assert np.load(tmp_path / "out.npz")["frames"].shape == (18, 32, 32, 1)

@@ -130,7 +130,7 @@ def evaluate(
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     eta: options.Eta = 0.0,
-    guidance: options.Guidance = 1.0,
+    guidance: options.Guidance = None,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
     plot: Annotated[
@@ -167,6 +167,7 @@ def evaluate(
         if parts == ("bound",):
             raise BadInput("--plot draws prediction and drift, --only leaves out both")
     model_file = options.model_file(checkpoint, output)
+    weight = options.guidance_weight(guidance, checkpoint)
 
     from fdm_cli import diversity, samplers
     from fdm_cli import evaluate as evaluation
@@ -194,7 +195,7 @@ def evaluate(
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, guidance, model.process.timesteps, eta),
+        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta),
         seed=seed,
         given=given,
         max_batch=max_batch,
@@ -204,8 +205,9 @@ def evaluate(
     )
     batch = setting.batch(plan, clips) if parts != ("drift",) else 0
     rolled = _prepare_drift(setting, loaded, length, rollouts, embedding, network) if "drift" in parts else None
+    guided = f", guidance {weight:g}" if weight != 1 else ""
     measured_on = data or model.config.data.source
-    steps = plural(len(setting.sampling.timesteps), "step") + (f", guidance {guidance:g}" if guidance != 1 else "")
+    steps = plural(len(setting.sampling.timesteps), "step") + guided
     trained = f"{model_file} after {plural(model.step, 'step')}"
     output.show(f"{trained}, on held-out clips of {measured_on}; {sampler}, {steps}, seed {seed}")
     prediction = bound = drift = None
@@ -232,7 +234,7 @@ def evaluate(
         "sampler": sampler,
         "sampling_steps": len(setting.sampling.timesteps),
         "eta": eta,
-        "guidance": guidance,
+        "guidance": weight,
         "device": where.type,
         "prediction": finite(dataclasses.asdict(prediction)) if prediction else None,
         "bound": finite(dataclasses.asdict(bound)) if bound else None,

@@ -28,7 +28,7 @@ def extend(
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     eta: options.Eta = 0.0,
-    guidance: options.Guidance = 1.0,
+    guidance: options.Guidance = None,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
     output: options.OutputFile = None,
@@ -51,7 +51,8 @@ def extend(
     """Continue a clip: its own frames stay, the scheme says where new ones go. --length counts them all."""
     scheme = scheme or ("autoregressive" if until is None else "bridge")
     request = Request(
-        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, eta, guidance, max_batch,
+        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, eta,
+        options.guidance_weight(guidance, checkpoint), max_batch,
         output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
         compile,
         ClipRequest(clip, use_last, until),

@@ -16,6 +16,7 @@ from fdm_cli.errors import BadInput
 MAX_FRAMES = 100_000_000
 MAX_WINDOW = 4096
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
+BUNDLED_GUIDANCE = 1.75  # what a model gains by it depends on how good it is: README.md has the table for this one
 
 
 @dataclass
@@ -73,6 +74,13 @@ def model_file(option: Path | None, output: Output) -> Path:
     return BUNDLED_MODEL
 
 
+def guidance_weight(option: float | None, checkpoint: Path | None) -> float:
+    """What `--guidance` says; else the plain model, or what suits the bundled one."""
+    if option is not None:
+        return option
+    return 1.0 if checkpoint is not None else BUNDLED_GUIDANCE
+
+
 def check_plot(path: Path, force: bool) -> None:
     """Raises BadInput unless `--plot` names a PNG file that may be written."""
     if path.suffix.lower() != ".png":
@@ -120,7 +128,7 @@ Step = Annotated[
 NumSamples = Annotated[
     int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, a numbered file each.")
 ]
-DEFAULT_SAMPLER = "dpm-solver++"  # README.md has the curve that chose it, and its number of steps
+DEFAULT_SAMPLER = "ddim"  # README.md has the curve that chose it, and its number of steps
 Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim or dpm-solver++.")]
 SamplingSteps = Annotated[
     int | None,
@@ -133,8 +141,14 @@ Eta = Annotated[
     typer.Option("--eta", metavar="E", min=0.0, max=1.0, help="Of ddim: 0 adds no noise, 1 as much as ancestral."),
 ]
 Guidance = Annotated[
-    float,
-    typer.Option("--guidance", metavar="W", min=0.0, max=20.0, help="Weight of observed frames; 1 is the plain model."),
+    float | None,
+    typer.Option(
+        "--guidance",
+        metavar="W",
+        min=0.0,
+        max=20.0,
+        help=f"Weight of observed frames; default: 1, the plain model; {BUNDLED_GUIDANCE:g} with the bundled one.",
+    ),
 ]
 MaxBatch = Annotated[
     int | None,

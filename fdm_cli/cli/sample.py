@@ -17,7 +17,7 @@ def sample(
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     eta: options.Eta = 0.0,
-    guidance: options.Guidance = 1.0,
+    guidance: options.Guidance = None,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
     output: options.OutputFile = None,
@@ -39,7 +39,8 @@ def sample(
 ) -> None:
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
-        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, eta, guidance, max_batch,
+        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, eta,
+        options.guidance_weight(guidance, checkpoint), max_batch,
         output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
         compile,
     )  # fmt: skip

@@ -175,10 +175,11 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         stack.enter_context(files.work.opened(facts, resume=request.resume))
         if files.force:
             files.work.let_replace()
+    guided = f", guidance {request.guidance:g}" if request.guidance != 1 else ""
     output.note(
         f"{plural(plan.length, 'frame')} with {plan.scheme}: {plural(plan.calls, 'window')} in "
         f"{plural(plan.waves, 'wave')}, {plural(calls, 'network call')} "
-        f"({request.sampler}, {plural(len(timesteps), 'step')}), seed {seed}"
+        f"({request.sampler}, {plural(len(timesteps), 'step')}{guided}), seed {seed}"
     )
     updates = stack.enter_context(
         contextlib.closing(

@@ -26,7 +26,7 @@ def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
     assert result["frames"] == 160
     assert (result["width"], result["height"], result["fps"]) == (16, 16, 10.0)
     assert result["network_calls"] == 38
-    assert result["sampler"] == "dpm-solver++"
+    assert result["sampler"] == "ddim"
     assert len(result["checkpoint_sha256"]) == 64
     with Image.open(tmp_path / "out.gif") as gif:
         durations = []
@@ -82,7 +82,7 @@ def test_a_name_is_chosen_and_printed(micro_checkpoint, tmp_path):
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
     done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
-    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 15)
+    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 25)
     assert result["estimated_seconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -104,7 +104,7 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         (("--scheme", "missing.yaml"), "missing.yaml"),
         (("--sampler", "dimm"), "unknown sampler 'dimm'"),
         (("--sampling-steps", "2000"), "2000 sampling steps"),
-        (("--eta", "0.5"), "--eta 0.5 is for ddim, dpm-solver++ has none"),
+        (("--eta", "0.5", "--sampler", "ancestral"), "--eta 0.5 is for ddim, ancestral has none"),
         (("--guidance", "nan"), "Input should be"),
         (("--fps", "nan"), "Input should be"),
         (("--step", "17"), "the step must be"),
