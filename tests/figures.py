@@ -5,7 +5,7 @@ Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictur
 samplers   prediction against network calls a window, for each sampler (docs/samplers.png); half an hour for 32 clips
 schemes    drift, calls, waves and seconds of every shipped scheme
 guidance   prediction and drift for several weights
-pictures   every tenth frame of a video by each scheme (docs/schemes.png) and with each weight (docs/guidance.png)
+pictures   every tenth frame of a video by each scheme (docs/schemes.png), and with each weight (docs/guidance.png)
 seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
 """
 

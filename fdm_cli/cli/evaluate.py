@@ -205,11 +205,13 @@ def evaluate(
     )
     batch = setting.batch(plan, clips) if parts != ("drift",) else 0
     rolled = _prepare_drift(setting, loaded, length, rollouts, embedding, network) if "drift" in parts else None
-    guided = f", guidance {weight:g}" if weight != 1 else ""
     measured_on = data or model.config.data.source
-    steps = plural(len(setting.sampling.timesteps), "step") + guided
+    how = ""
+    if parts != ("bound",):  # which samples nothing
+        how = f"{sampler}, {plural(len(setting.sampling.timesteps), 'step')}, "
+        how += f"guidance {weight:g}, " if weight != 1 else ""
     trained = f"{model_file} after {plural(model.step, 'step')}"
-    output.show(f"{trained}, on held-out clips of {measured_on}; {sampler}, {steps}, seed {seed}")
+    output.show(f"{trained}, on held-out clips of {measured_on}; {how}seed {seed}")
     prediction = bound = drift = None
     # Each part is shown when it is done: what follows may take long, and be stopped.
     if "prediction" in parts:
