@@ -231,8 +231,12 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(F, P, C) -> the same; F frames of any clips."""
         normed = group_norm(x[:, :, None], *affine(self.norm), GROUPS).squeeze(2)
-        q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        qkv = self.qkv(normed)
+        # In bf16 the backward pass of PyTorch's kernel for CPUs takes five times as long as in fp32.
+        wide = qkv.float() if qkv.device.type == "cpu" else qkv
+        q, k, v = wide.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(qkv.dtype)
         return self.proj_out(out).add_(x if self.plain_residual else normed)
 
 
