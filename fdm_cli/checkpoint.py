@@ -3,7 +3,8 @@
 An own file is a zip that `torch.save` made of plain types and tensors only:
 
     {"format": "fdm", "version": 1, "config": {...}, "step": n, "ema": {...},
-     "model": {...}, "ema_updates": n, "optimizer": {...},    what training needs to go on; a converted file has none
+     "model": {...}, "ema_updates": n, "optimizer": {...}, "scaler": {...},    what training needs to go on; a
+                                                                               converted file has none
      "digest": "sha256 of all of the above"}
 
 or a `.safetensors` file of the EMA weights with the same configuration, step and digest in its metadata. The files

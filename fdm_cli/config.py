@@ -108,7 +108,7 @@ class ModelConfig:
             if resolution not in sizes:
                 raise BadInput(
                     f"model.attention_resolutions holds {resolution}, which no level has",
-                    "the levels are " + ", ".join(map(str, sizes)),
+                    f"the levels are {', '.join(map(str, sizes))}; model.attention_resolutions=[{sizes[-1]}] fits",
                 )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdm_cli import video
+from fdm_cli.decode_arrays import npz_contents
 from fdm_cli.errors import BadInput, FdmError, RunFailed
 from fdm_cli.files import write_failures
 from fdm_cli.video_info import DEFAULT_FPS, KINDS, Video, VideoInfo
@@ -192,10 +193,7 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
 def _unpack(path: Path, scratch: Path) -> float:
     """Writes the array of clips in an NPZ to `scratch`, piece by piece; returns the frames per second."""
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name != "fps.npy"]
-        name = "frames.npy" if "frames.npy" in names else names[0] if len(names) == 1 else None
-        if name is None:
-            raise BadInput(f"{path}: holds {len(names)} arrays", "call the one with the clips `frames`")
+        name, fps = npz_contents(archive, path)
         if archive.getinfo(name).file_size > MAX_UNPACKED:
             raise BadInput(
                 f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB",
@@ -208,10 +206,4 @@ def _unpack(path: Path, scratch: Path) -> float:
             while piece := member.read(1 << 20):
                 with write_failures(scratch):
                     file.write(piece)
-        if "fps.npy" not in archive.namelist() or archive.getinfo("fps.npy").file_size > 4096:
-            return DEFAULT_FPS
-        with archive.open("fps.npy") as member:
-            fps = float(np.lib.format.read_array(member, allow_pickle=False))
-    if not 0 < fps < 1e6:
-        raise BadInput(f"{path}: its rate is {fps} frames per second")
     return fps

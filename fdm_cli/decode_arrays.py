@@ -47,23 +47,36 @@ def open_npy(path: Path) -> Video:
     return Video(info, decode)
 
 
+def npz_contents(archive: zipfile.ZipFile, path: Path) -> tuple[str, float]:
+    """The name in the zip of the array with the frames, `frames` or the only one, and the frames per second.
+
+    Raises:
+        BadInput: no such array, or a rate that is none.
+    """
+    names = [name for name in archive.namelist() if name != "fps.npy"]
+    member = "frames.npy" if "frames.npy" in names else names[0] if len(names) == 1 else None
+    if member is None:
+        raise BadInput(
+            f"{path}: holds no array 'frames' and {len(names)} others",
+            f"call the one with the frames `frames`; it holds {', '.join(names) or 'nothing'}"[:200],
+        )
+    fps = DEFAULT_FPS
+    if "fps.npy" in archive.namelist() and archive.getinfo("fps.npy").file_size < 4096:
+        with archive.open("fps.npy") as file:
+            fps = float(np.lib.format.read_array(file, allow_pickle=False))
+    if not (math.isfinite(fps) and fps > 0):
+        raise BadInput(f"{path}: its rate is {fps} frames per second")
+    return member, fps
+
+
 def open_npz(path: Path) -> Video:
     """The array `frames` (or the only one) of an NPZ, read frame by frame out of the zip, and `fps` if there."""
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name != "fps.npy"]
-        member = "frames.npy" if "frames.npy" in names else names[0] if len(names) == 1 else None
-        if member is None:
-            raise BadInput(f"{path}: holds no array 'frames'", f"it holds {', '.join(names) or 'nothing'}"[:200])
-        fps = DEFAULT_FPS
-        if "fps.npy" in archive.namelist() and archive.getinfo("fps.npy").file_size < 4096:
-            with archive.open("fps.npy") as file:
-                fps = float(np.lib.format.read_array(file, allow_pickle=False))
+        member, fps = npz_contents(archive, path)
         with archive.open(member) as file:
             shape, fortran, dtype = _array_header(file)
             held = archive.getinfo(member).file_size - file.tell()
     info = _array_info(path, shape, dtype, fps)
-    if not (math.isfinite(fps) and fps > 0):
-        raise BadInput(f"{path}: its rate is {fps} frames per second")
     if fortran:
         raise BadInput(f"{path}: its array is in Fortran order", "save numpy.ascontiguousarray(frames)")
     frame_bytes = info.height * info.width * info.channels

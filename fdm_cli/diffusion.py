@@ -47,7 +47,8 @@ class Process:
 
     In these x_0 is the `normalised` video, of mean 0 and standard deviation 1 where the configuration tells the data's:
     then x_t has them at every timestep, and v is not correlated with x_t, so that the network need not pass on what
-    it is given (compare arXiv 2206.00364, section 5). Methods take and return videos in [-1, 1].
+    it is given (compare arXiv 2206.00364, section 5). x_0 is in [-1, 1] wherever it is
+    an argument or a result; x_t and what the network predicts belong to the `normalised` video.
 
     Attributes:
         timesteps: T.

@@ -117,7 +117,7 @@ class Ranks:
         if self.local_rank >= torch.cuda.device_count():
             raise BadInput(
                 f"{torch.cuda.device_count()} GPUs here, process {self.local_rank} needs one of its own",
-                "start fewer with --nproc-per-node, or train with --device cpu",
+                "start fewer with --nproc-per-node, or use --device cpu",
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)

@@ -64,7 +64,9 @@ def is_out_of_memory(error: Exception) -> bool:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One line of hint for a name that does not exist: the nearest real one, else all of them."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    folded = {known_name.lower(): known_name for known_name in names}
+    near = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    near = near or [known_name for known_name in folded if name and known_name.startswith(name.lower())]
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {folded[near[0]]!r}?"
     return "known: " + ", ".join(names) if names else "there are none"

@@ -10,9 +10,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fdm_cli.errors import FdmError, RunFailed
+from fdm_cli.errors import BadInput, FdmError, RunFailed
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def refuse_taken(path: Path, force: bool) -> None:
+    """Raises BadInput where a file could not be written: it exists and `force` is not given, or has no folder."""
+    if path.is_dir() or (os.path.lexists(path) and not force):
+        raise BadInput(f"{path}: exists already", None if path.is_dir() else "--force replaces it")
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: there is no folder {path.parent}", "make it first")
+
+
+def allow_open_files(count: int) -> None:
+    """Lets this process have so many files open at once. Raises BadInput where the system does not."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise BadInput(f"so many videos at once need {count} open files, the system allows {hard}", "fewer, or --grid")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 @contextmanager

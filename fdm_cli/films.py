@@ -8,8 +8,11 @@ from pathlib import Path
 from types import TracebackType
 
 from fdm_cli import montage, picture
+from fdm_cli.files import allow_open_files
 from fdm_cli.video_info import Frame
 from fdm_cli.video_writer import open_writer
+
+_OTHER_FILES = 64  # that are open besides those of the videos, at most two each
 
 
 class Films:
@@ -32,7 +35,7 @@ class Films:
         remarks: lines that the user should see, known after the first frame.
 
     Raises:
-        BadInput: as `video_writer.open_writer`.
+        BadInput: as `video_writer.open_writer`; more videos than files may be open at once.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Films:
         if grid:
             height, width = montage.grid_size(samples, height, width)
         size = (height * scale, width * scale)
+        allow_open_files(2 * len(paths) + _OTHER_FILES)
         self._writers = [open_writer(path, fps, frames=frames, size=size, force=force, folder=folder) for path in paths]
         self._grid = grid
         self._scale = scale
@@ -64,7 +68,7 @@ class Films:
         self.fps = self._writers[0].fps
 
     def __enter__(self) -> Films:
-        """Opens the files."""
+        """Nothing is opened before the first frame."""
         for writer in self._writers:
             self._stack.enter_context(writer)
         return self

@@ -30,10 +30,16 @@ class FrameStore:
         given: frame index -> (C, H, W), which all samples share, or (S, C, H, W), one for each; asked for a frame
             whenever it is wanted, so it may read it from somewhere.
         path: the file, kept and used again; None is a temporary one that nobody sees.
+        scratch: the folder of the temporary one; None is the system's for such files, which may lie in memory.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], samples: int, given: Mapping[int, Tensor], path: Path | None = None
+        self,
+        shape: tuple[int, int, int],
+        samples: int,
+        given: Mapping[int, Tensor],
+        path: Path | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self._shape = shape
         self._samples = samples
@@ -41,7 +47,7 @@ class FrameStore:
         self._path = path
         self._bytes = 4 * prod(shape)
         if path is None:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed by `__exit__`)
+            self._file = tempfile.TemporaryFile(buffering=0, dir=scratch)  # noqa: SIM115  (closed by `__exit__`)
         else:
             path.touch()
             self._file = FileIO(path, "r+b")

@@ -108,7 +108,8 @@ def parse(text: str, length: int) -> tuple[tuple[int, int], ...]:
             spans.extend([(0, count)] if count else [])
             continue
         frames = frame_range(Node(part, "--given"))
-        if frames.step == 0 or max(frames.stop or 0, frames.start or 0) > length:
+        bounds = (frames.start or 0, frames.stop or 0)
+        if frames.step == 0 or max(bounds) > length or min(bounds) < -length:
             raise BadInput(
                 f"--given: {part.strip()} is outside of a video of {length} frames",
                 "the length counts the given frames too",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fdm_cli.errors import BadInput
-from fdm_cli.files import replacing
+from fdm_cli.files import refuse_taken, replacing
 from fdm_cli.video_info import Frame
 
 if TYPE_CHECKING:
@@ -34,8 +32,8 @@ class Marker:
     dashed: bool = False
 
 
-OBSERVED = Marker((0, 114, 178))
-LATENT = Marker((213, 94, 0), dashed=True)
+OBSERVED = Marker((213, 94, 0))  # orange and blue as in the pictures of plans
+LATENT = Marker((0, 114, 178), dashed=True)
 
 
 def spread(frames: int, most: int = MOST_FRAMES) -> list[int]:
@@ -104,10 +102,7 @@ def write_png(path: str | Path, array: Frame, *, force: bool = False) -> None:
     from PIL import Image
 
     path = Path(path)
-    if path.is_dir() or (os.path.lexists(path) and not force):
-        raise BadInput(f"{path}: exists already", None if path.is_dir() else "--force replaces it")
-    if not path.parent.is_dir():
-        raise BadInput(f"{path}: there is no folder {path.parent}", "make it first")
+    refuse_taken(path, force)
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
     with replacing(path) as temporary:

@@ -256,7 +256,7 @@ class _Draft:
         if given:
             self.board.origin = [frame for start, stop in given for frame in range(start, stop)]
         elif scheme.start is not None:
-            self.board.origin = rules.start(scheme.start, length, window)
+            self.board.origin = rules.start(scheme.start, length, window, scheme.closed)
             self.add(scheme.where, [], list(self.board.origin), 0)
 
     def run(self, item: Round) -> None:
@@ -337,10 +337,10 @@ class _Draft:
             count = board.length - board.known.count
             raise BadInput(
                 f"{scheme.where}: {scheme.name} never makes frame {missing} "
-                f"({count:,} of {board.length:,} frames remain after stage {len(self.stages) - 1})",
+                f"({count:,} of {board.length:,} frames remain)",
                 f"its given frames stand {givens.WHERE[scheme.given]}"
                 if self.given
-                else "a shorter --length, or a round that makes the rest",
+                else "a shorter --length, or a scheme with a round that makes the rest",
             )
         return Plan(
             scheme=scheme.name,

@@ -21,7 +21,7 @@ SHEET_COLUMNS = 16
 
 
 def write_preview(checkpoint: Checkpoint, path: Path, at_once: int = SAMPLES) -> None:
-    """Samples SAMPLES videos, as long as the training clips, and writes them side by side.
+    """Samples SAMPLES videos, WINDOWS windows long or less where training clips are, and writes them side by side.
 
     Args:
         checkpoint: the model, on its device.

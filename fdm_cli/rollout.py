@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ def run(
     max_batch: int = 16,
     choose: Choose | None = None,
     work: WorkFolder | None = None,
+    scratch: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> Generator[Update, None, None]:
     """Makes `samples` videos; yields after every network call.
@@ -89,6 +91,8 @@ def run(
         choose: chooses the observed frames of stages that leave it to run time.
         work: keeps what is finished, and knows what an earlier run with the same arguments has finished; open. Of
             several processes only rank 0 has one.
+        scratch: without `work`, the folder where frames lie meanwhile, in a file that nobody sees; None is the
+            system's for such files.
         ranks: the processes that share the work; all of them run this with the same arguments.
 
     Raises:
@@ -104,7 +108,7 @@ def run(
     journal = work.journal if work else None
     earlier = ranks.share(lambda: journal is not None)
     done = calls = 0
-    with FrameStore(shape, samples, given, work.frames if work else None) as store:
+    with FrameStore(shape, samples, given, work.frames if work else None, scratch) as store:
         queue = _Queue(plan, samples, store)
         yield from (Update(0, 0, frames=frames) for frames in queue.finished())
         for number, batches in enumerate(_rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1)):
@@ -143,8 +147,10 @@ def _trim() -> None:
 
 
 def count_calls(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = ALONE) -> int:
-    """Batches that `run` makes: network calls per denoising step."""
-    return sum(len(batches) for batches in _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1))
+    """The network calls that `run` makes, each for a batch of windows."""
+    return len(sampling.timesteps) * sum(
+        len(batches) for batches in _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1)
+    )
 
 
 def digest(plan: Plan) -> str:

@@ -44,10 +44,13 @@ class _Rule(Protocol):
     def __call__(self, board: Board, /) -> Iterator[tuple[int, list[int]]]: ...
 
 
-def start(rule: Start, length: int, window: int) -> list[int]:
-    """The first window when nothing is given: the first frames, or frames spread over the whole video."""
+def start(rule: Start, length: int, window: int, closed: bool) -> list[int]:
+    """The first window when nothing is given: the first frames, or frames spread over the whole video.
+
+    The first frames of a closed video are at most half of it: the others have to lead back to them.
+    """
     if rule == "contiguous":
-        return list(range(min(length, window)))
+        return list(range(min((length + 1) // 2 if closed else length, window)))
     if window == 1 or length == 1:
         return [0]
     spacing = (length - 1) / (window - 1)

@@ -199,7 +199,8 @@ class UNet(nn.Module):
     """The network: predicts the process's target (eps, v or x_0) on latent frames given observed ones.
 
     Args:
-        config: the whole configuration (`model`, and `diffusion` for the scale of timesteps).
+        config: the whole configuration (`model`; of `diffusion` the scales of timesteps and pixels; whether
+            activations are computed again).
     """
 
     def __init__(self, config: Config) -> None:

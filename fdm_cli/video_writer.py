@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fdm_cli.errors import BadInput, RunFailed, did_you_mean
+from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.files import sync, write_failures
 from fdm_cli.video import read
 from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
@@ -41,10 +41,9 @@ def check_output(path: str | Path, force: bool = False) -> str:
     """
     target, suffix = Path(path), Path(path).suffix.lower()
     is_folder = str(path).endswith(("/", os.sep)) or not suffix
-    known = f"known: {', '.join(SUFFIXES)}, or a name that ends in / for {FOLDER}"
+    known = f"known: {', '.join(SUFFIXES)}, or a name without ending for {FOLDER}"
     if not is_folder and suffix not in SUFFIXES:
-        hint = did_you_mean(suffix, SUFFIXES)
-        raise BadInput(f"{path}: cannot write {suffix} files", hint if hint.startswith("did") else known)
+        raise BadInput(f"{path}: cannot write {suffix} files", known)
     if target.name in ("", ".."):
         raise BadInput(f"{path}: cannot be replaced by a video", "name a new folder or file")
     if not target.parent.is_dir():
@@ -66,8 +65,8 @@ def check_output(path: str | Path, force: bool = False) -> str:
 def real_fps(path: str | Path, fps: float) -> float:
     """The rate that a file of this name can hold and that is nearest to `fps`.
 
-    A GIF's frames last whole hundredths of a second, at least two (less is slowed down by browsers); a WebP's whole
-    milliseconds, at least 20.
+    A GIF's frames last whole hundredths of a second, a WebP's whole milliseconds; theirs and an APNG's at least 20
+    milliseconds, since less is slowed down by browsers, and taken for such when it is read.
 
     Raises:
         BadInput: a rate outside 0.01 to 1000 frames per second.
@@ -80,7 +79,7 @@ def real_fps(path: str | Path, fps: float) -> float:
     if suffix == ".webp":
         return 1000 / max(20, round(1000 / fps))
     if suffix == ".apng":
-        return float(1 / apng_delay(fps))
+        return float(1 / apng_delay(min(fps, 50.0)))
     return fps
 
 

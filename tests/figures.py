@@ -5,7 +5,7 @@ Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictur
 samplers   prediction against network calls a window, for each sampler (docs/samplers.png); half an hour for 32 clips
 schemes    drift, calls, waves and seconds of every shipped scheme
 guidance   prediction and drift for several weights
-pictures   every tenth frame of a video by each scheme (docs/schemes.png), and with each weight (docs/guidance.png)
+pictures   every tenth frame of a video by each scheme (docs/schemes.png)
 seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
 """
 
@@ -131,10 +131,9 @@ def sheet(path: Path, rows: dict[str, np.ndarray]) -> None:
 
 
 def pictures() -> None:
-    """Schemes that need no given frames, and weights of guidance."""
+    """Schemes that need no given frames."""
     free = [name for name in scheme.names() if name != "single" and scheme.load(name).start is not None]
     sheet(DOCS / "schemes.png", {name: videos("--scheme", name)[0] for name in free})
-    sheet(DOCS / "guidance.png", {f"guidance {weight}": videos("--guidance", weight)[0] for weight in WEIGHTS})
 
 
 def seeds() -> None:

@@ -107,12 +107,12 @@ def test_arrays_that_are_no_clips(tmp_path, array, says):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"a": np.zeros((4, 9, 9), np.uint8), "b": np.zeros(3)}, "holds 2 arrays"),
+        ({"a": np.zeros((4, 9, 9), np.uint8), "b": np.zeros(3)}, "no array 'frames' and 2 others"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": 0.0}, "its rate is 0.0"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": np.nan}, "its rate is nan"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": "fast"}, "cannot be read"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": [10.0, 12.0]}, "cannot be read"),
-        ({}, "holds 0 arrays"),
+        ({}, "no array 'frames' and 0 others"),
     ],
 )
 def test_npz_files_that_are_no_clips(tmp_path, arrays, says):

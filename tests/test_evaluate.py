@@ -204,7 +204,7 @@ def test_a_rollout_of_grey_frames_between_real_ones():
             checkpoint_of(Grey()), plan, DDIM, frames, seed=1, samples=2, max_batch=4, choose=None, network=None
         )
     )  # fmt: skip
-    assert calls == found.network_calls == rollout.count_calls(plan, DDIM, 2, 4) * 2
+    assert calls == found.network_calls == rollout.count_calls(plan, DDIM, 2, 4)
     for frame in range(30):
         expected = float(metrics.unit(videos[:, frame]).mean()) if frame in places else 0.5
         assert found.statistics.ink[frame] == pytest.approx(expected, abs=1e-6)

@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,20 @@ def test_nothing_is_left_of_what_fails(tmp_path):
     with pytest.raises(RuntimeError, match="enough"):
         interrupted()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_videos_than_files_may_be_open(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+        with Films([tmp_path / f"{n}.npz" for n in range(40)], 10, shape=(1, 6, 7), samples=40) as films:
+            films.write(np.repeat(NOISE[:1, 0], 40, axis=0))
+        assert len(list(tmp_path.iterdir())) == 40
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with pytest.raises(BadInput, match="open files, the system allows"):
+            Films([tmp_path / "a.gif"] * most, 10, shape=(1, 6, 7), samples=most)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_any_user_scheme_is_legal_or_says_why_not_many(of, size, data):
         ('generate: next\n    observe: [frames: "100:104"]', 3, "stage 1 observes frame 100, which is not known"),
         ('generate: next\n    observe: [frames: "0:12"]', 3, "stage 1, which makes frame 16: 12 observed and 8 latent"),
         ('generate: {frames: "200:"}', 3, "range 200: holds no frame"),
-        ("generate: next\n    times: 2", 1, "never makes frame 32 (128 of 160 frames remain after stage 2)"),
+        ("generate: next\n    times: 2", 1, "never makes frame 32 (128 of 160 frames remain)"),
         ("generate: previous", 1, "never makes frame 16"),
         ("generate: {levels: 2}\n    observe: [latest: all, frames: 0, frames: 1]", 3, "10 observed"),
     ],
@@ -325,6 +325,16 @@ def test_a_loop_sees_its_first_frames_after_the_last():
     assert last.observed is not None
     assert made.positions(last, last.observed) == tuple(160 + f if f < 80 else f for f in last.observed)
     assert 160 in made.positions(last, last.observed)
+
+
+@pytest.mark.parametrize(
+    ("length", "given"), [(n, m) for n in (16, 17, 30, 48, 160) for m in (0, 1, 8, 15, 40, 47, 155) if m < n]
+)
+def test_a_loop_is_closed_whatever_is_given(length, given):
+    made = plan.make(SHIPPED["loop"], length=length, given=[(0, given)] if given else [])
+    last = made.stages[made.maker(length - 1)]
+    assert last.observed is not None
+    assert max(made.positions(last, last.observed), default=0) >= length
 
 
 def test_run_time_choice_starts_from_the_nearest_frames():

@@ -35,6 +35,7 @@ def test_eps_of_latent_frames_and_of_all_when_asked(name):
         every = ckpt.model(figures["x_t"], figures["timestep"], **conditions, frames="all")
     torch.testing.assert_close(out[latent], figures["eps"][latent], atol=1e-4, rtol=0)
     torch.testing.assert_close(every, figures["eps"], atol=1e-4, rtol=0)
+    assert not out[~latent].any()
 
 
 @pytest.mark.parametrize("name", GOLDEN)

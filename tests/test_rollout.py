@@ -247,10 +247,11 @@ class TestResuming:
         assert all(len(observed) == plan.stages[number].observed_count for (number, _), observed in executed.items())
 
 
-def test_frames_that_are_not_numbers_end_the_run(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(UNet, "forward", lambda _model, x_t, *_, **__: torch.full_like(x_t, torch.nan))
+def test_frames_that_are_not_numbers_end_the_run(tmp_path):
+    broken = random_checkpoint()
+    torch.nn.init.constant_(broken.model.out[2].bias, torch.nan)
     with pytest.raises(RunFailed, match="not numbers"):
-        finished(checkpoint, tmp_path, "autoregressive")
+        finished(broken, tmp_path, "autoregressive")
     assert list(tmp_path.iterdir()) == []
 
 

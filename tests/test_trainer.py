@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fdm_cli import config as configuration
-from fdm_cli.batches import draw_batch
 from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
@@ -25,14 +24,6 @@ def test_the_loss_falls():
     trainer = make()
     losses = [trainer.train_step()[0] for _ in range(20)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-
-
-def test_a_clip_belongs_to_its_number_not_to_its_batch():
-    trainer = make()
-    four = draw_batch(trainer.config, trainer.clips, 8, 4, 3)
-    two = draw_batch(trainer.config, trainer.clips, 10, 2, 3)
-    for name, tensor in vars(four).items():
-        assert torch.equal(tensor[2:], getattr(two, name))
 
 
 def test_state_goes_on_bit_for_bit():

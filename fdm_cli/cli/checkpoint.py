@@ -10,10 +10,18 @@ import typer
 from fdm_cli.cli import options
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput, did_you_mean
+from fdm_cli.files import refuse_taken
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and convert checkpoint files.", rich_markup_mode=None)
 
-SourceFile = Annotated[Path, typer.Argument(metavar="FILE", help="Of fdm, of the seed implementation or the authors.")]
+SourceFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        parser=options.checkpoint_path,
+        help="Of fdm (or a run's folder: its newest), of video_diffusion, or the authors'.",
+    ),
+]
 
 
 @app.command()
@@ -51,7 +59,7 @@ def info(
     Output(json).result(facts, text)
 
 
-@app.command()
+@app.command(short_help="Write the weights into a file of fdm's own.")
 def convert(
     file: SourceFile,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file that ends in .pt or .safetensors.")],
@@ -64,10 +72,7 @@ def convert(
     endings = (".pt", ".safetensors")
     if out.suffix not in endings:
         raise BadInput(f"{out}: unknown ending {out.suffix!r}", did_you_mean(out.suffix, endings))
-    if not out.parent.is_dir():
-        raise BadInput(f"{out}: there is no folder {out.parent}", "make it first")
-    if out.is_dir() or (out.exists() and not force):
-        raise BadInput(f"{out} exists", None if out.is_dir() else "--force overwrites it")
+    refuse_taken(out, force)
     from fdm_cli.checkpoint import file_sha256, load_checkpoint, save_weights
 
     checkpoint = load_checkpoint(file)

@@ -40,6 +40,7 @@ class Given:
         spans: where the given frames stand.
         fps: of the clip; None when there is none.
         facts: what the JSON beside the video says of them.
+        clip: they are read from; None when there is none.
     """
 
     length: int | None

@@ -82,7 +82,7 @@ def lines(found: Survey, config: Config, sheet: Path | None) -> list[str]:
             f"decoded into {found.cache}",
         ]
     if sheet is not None:
-        result.append(f"{sheet}: training windows; observed frames blue, latent ones orange and dashed, padding bare")
+        result.append(f"{sheet}: training windows; observed frames orange, latent ones blue and dashed, padding bare")
     return result
 
 

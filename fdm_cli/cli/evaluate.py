@@ -314,7 +314,7 @@ def _predict(setting: _Setting, count: int, futures: int, batch: int) -> Predict
     from fdm_cli import rollout
 
     plan = evaluation.prediction_plan(setting.checkpoint.config.model.window, setting.given)
-    calls = rollout.count_calls(plan, setting.sampling, count, batch) * len(setting.sampling.timesteps) * futures
+    calls = rollout.count_calls(plan, setting.sampling, count, batch) * futures
     work = evaluation.predict(
         setting.checkpoint, _windows(setting, count), setting.given, setting.sampling,
         seed=setting.seed, futures=futures, max_batch=batch,
@@ -413,7 +413,7 @@ def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
                 video[places] for video in evaluation.held_out_clips(setting.clips, "video", rollouts, length)
             ]  # the whole clip is needed: given frames stand far apart
             frames = dict(zip(places, torch.stack(videos, dim=1), strict=True))
-        calls = rollout.count_calls(plan, setting.sampling, rollouts, batch) * len(setting.sampling.timesteps)
+        calls = rollout.count_calls(plan, setting.sampling, rollouts, batch)
         choose = None
         if scheme.adaptive and asked.embedding is not None:
             choose = diversity.Diversity(plan, asked.embedding, rollouts).choose

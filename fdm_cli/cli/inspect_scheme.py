@@ -14,9 +14,9 @@ from fdm_cli import given as givens
 from fdm_cli import plan as planner
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
-from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet, check_plot
+from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet, check_plot, checkpoint_path
 from fdm_cli.cli.render import Output, plural
-from fdm_cli.cli.sampling import warn_of_window
+from fdm_cli.cli.sampling import warn_of_blind, warn_of_window
 from fdm_cli.errors import BadInput
 from fdm_cli.plan import Plan
 
@@ -30,10 +30,10 @@ def inspect_scheme(
         typer.Option("--length", metavar="N", min=1, max=MAX_FRAMES, help="Frames of the whole video, given ones too."),
     ] = None,
     window: Annotated[
-        int | None, typer.Option("--window", metavar="N", min=1, max=MAX_WINDOW, help="Frames per network call.")
+        int | None, typer.Option("--window", metavar="N", min=1, max=MAX_WINDOW, help="Frames a window.")
     ] = None,
     step: Annotated[
-        int | None, typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames per network call.")
+        int | None, typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames a window.")
     ] = None,
     given: Annotated[
         str | None,
@@ -41,7 +41,12 @@ def inspect_scheme(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="FILE", help="Plan for this model: its window, its training clips."),
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            parser=checkpoint_path,
+            help="Plan for this model: its window, its training clips.",
+        ),
     ] = None,
     summary: Annotated[bool, typer.Option("--summary", help="No picture, and no stages in the JSON.")] = False,
     as_json: Json = False,
@@ -73,6 +78,7 @@ def inspect_scheme(
         model = load_checkpoint(checkpoint)
         window, clip_length = window or model.config.model.window, model.clip_length
     plan = _make(name, length, window, step, given, output)
+    warn_of_blind(plan, output)
     if checkpoint is not None:
         warn_of_window(plan, model.config.model.window, output)
     if plot is not None:

@@ -51,10 +51,10 @@ def fdm(
 
 
 app.command()(train.train)
-app.command()(sample.sample)
-app.command()(extend.extend)
-app.command("inspect-scheme")(inspect_scheme.inspect_scheme)
-app.command()(evaluate.evaluate)
+app.command(short_help="Make a new video of any length.")(sample.sample)
+app.command(short_help="Continue a clip of your own, or show what came before.")(extend.extend)
+app.command("inspect-scheme", short_help="Show the plan of a sampling scheme.")(inspect_scheme.inspect_scheme)
+app.command(short_help="Measure a model on held-out clips.")(evaluate.evaluate)
 app.add_typer(checkpoint.app, name="checkpoint")
 
 

@@ -212,7 +212,8 @@ def _refuse(step: TrainingStep, device: torch.device, budget: Budget, peak: int)
         if time.monotonic() - began > PATIENCE:
             break
         most = step.with_training(**change).largest(room) * step.parts
-        remedies.append(f"{words}: up to {most}")
+        if most:
+            remedies.append(f"{words}: up to {most}")
     raise BadInput(
         f"a step of {training.batch_size} clips needs {gigabytes(peak + margin.on(peak))} of memory, "
         f"there are {gigabytes(budget.size)} ({budget.source})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 import fdm_cli
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
+from fdm_cli.files import refuse_taken
 
 MAX_FRAMES = 100_000_000
 MAX_WINDOW = 4096
@@ -43,7 +45,7 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr, only warnings.")]
 Debug = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug, is_eager=True)
 ]
@@ -81,18 +83,39 @@ def guidance_weight(option: float | None, checkpoint: Path | None) -> float:
     return 1.0 if checkpoint is not None else BUNDLED_GUIDANCE
 
 
+def checkpoint_path(text: str) -> Path:
+    """A checkpoint file; of a run's folder its newest."""
+    path = Path(text)
+    if (path / "checkpoints").is_dir():
+        from fdm_cli.run_folder import RunFolder
+
+        return next(reversed(RunFolder(path).checkpoints()), path)
+    return path
+
+
+def output_path(text: str) -> Path:
+    """What `--output` names. Raises BadInput for `name.gif/`: of a path nobody sees any more how it was typed."""
+    path = Path(text)
+    if text.endswith(("/", os.sep)) and path.suffix:
+        raise BadInput(f"--output: {text}: a folder of PNG images has a name without a dot", f"{path.stem}/")
+    return path
+
+
 def check_plot(path: Path, force: bool) -> None:
     """Raises BadInput unless `--plot` names a PNG file that may be written."""
     if path.suffix.lower() != ".png":
         raise BadInput(f"--plot: {path} does not end in .png")
-    if path.is_dir() or (path.exists() and not force):
-        raise BadInput(f"--plot: {path} exists", None if path.is_dir() else "--force overwrites it")
-    if not path.parent.is_dir():
-        raise BadInput(f"--plot: there is no folder {path.parent}")
+    refuse_taken(path, force)
 
 
 Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", metavar="FILE", help="The model; default: the bundled one.")
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        parser=checkpoint_path,
+        help="The model, or a run's folder: its newest; default: the bundled one.",
+    ),
 ]
 Scheme = Annotated[
     str, typer.Option("--scheme", metavar="NAME|FILE", help="Sampling scheme; `fdm inspect-scheme` lists them.")
@@ -119,11 +142,13 @@ ExtendLength = Annotated[
 ]
 Window = Annotated[
     int | None,
-    typer.Option("--window", metavar="N", min=1, max=MAX_WINDOW, help="Frames a network call; default: the model's."),
+    typer.Option("--window", metavar="N", min=1, max=MAX_WINDOW, help="Frames a window; default: the model's."),
 ]
 Step = Annotated[
     int | None,
-    typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames a call; default: the scheme's share."),
+    typer.Option(
+        "--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames a window; default: the scheme's share."
+    ),
 ]
 NumSamples = Annotated[
     int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, a numbered file each.")
@@ -133,7 +158,11 @@ Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestr
 SamplingSteps = Annotated[
     int | None,
     typer.Option(
-        "--sampling-steps", metavar="N", min=1, max=100_000, help="Network calls a window; default: the sampler's."
+        "--sampling-steps",
+        metavar="N",
+        min=1,
+        max=100_000,
+        help="Denoising steps a window; default: ddim 25, dpm-solver++ 15, ancestral 250.",
     ),
 ]
 Eta = Annotated[
@@ -153,13 +182,21 @@ Guidance = Annotated[
 MaxBatch = Annotated[
     int | None,
     typer.Option(
-        "--max-batch", metavar="N", min=1, max=65_536, help="Windows in one network call; default: what fits."
+        "--max-batch",
+        metavar="N",
+        min=1,
+        max=65_536,
+        help="Windows in one network call; default: up to 16, on a GPU 64.",
     ),
 ]
 OutputFile = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", metavar="FILE", help="Where the video goes: .gif, .mp4, .npz and more; default: a new GIF."
+        "--output",
+        "-o",
+        metavar="FILE",
+        parser=output_path,
+        help="Where the video goes: .gif, .mp4, .npz and more, or a folder; default: a new GIF.",
     ),
 ]
 Fps = Annotated[

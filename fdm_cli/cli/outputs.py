@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdm_cli.errors import BadInput
+from fdm_cli.files import refuse_taken
 
 if TYPE_CHECKING:
     from fdm_cli.plan import Stage
@@ -50,7 +53,6 @@ class Outputs:
             BadInput: something exists and may not be replaced; there is an interrupted run that is neither to be
                 resumed nor to be forgotten, or more than one to choose from.
         """
-        from fdm_cli.video_writer import check_output
         from fdm_cli.work_folder import WorkFolder
 
         first = output or (_interrupted(stem) if resume else None) or _unused(stem, count)
@@ -64,12 +66,18 @@ class Outputs:
         force = force or (earlier is not None and work.may_replace)
         paths = _numbered(first, count)
         sheets = [beside(path, ".sheet.png") for path in paths] if sheet else []
-        for path in paths:
-            check_output(path, force=force)
-        for extra in [*(beside(path, ".json") for path in paths), *sheets]:
-            if extra.exists() and not force:
-                raise BadInput(f"{extra} exists", "--force overwrites it; --output names another file")
-        return Outputs(paths, sheets, work, earlier, force)
+        outputs = Outputs(paths, sheets, work, earlier, force)
+        outputs.check()
+        return outputs
+
+    def check(self) -> None:
+        """Raises BadInput when a file could not be written, or exists and may not be replaced."""
+        from fdm_cli.video_writer import check_output
+
+        for path in self.paths:
+            check_output(path, force=self.force)
+        for extra in [*(beside(path, ".json") for path in self.paths), *self.sheets]:
+            refuse_taken(extra, self.force)
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -92,15 +100,16 @@ def write_report(path: Path, report: Mapping[str, Any], stages: Iterable[Stage])
 
 
 def _unused(stem: str, count: int) -> Path:
-    """The first name with a number that neither a video nor an interrupted run has."""
+    """The first name with a number that is free, with the names of what lies beside a video."""
     from fdm_cli.work_folder import WorkFolder
 
-    number = 1
-    while True:
+    for number in itertools.count(1):
         path = Path(f"{stem}-{number}.gif")
-        if not any(taken.exists() for taken in [*_numbered(path, count), WorkFolder(path).path]):
+        videos = _numbered(path, count)
+        extras = [beside(video, suffix) for video in videos for suffix in (".json", ".sheet.png")]
+        if not any(os.path.lexists(taken) for taken in [*videos, *extras, WorkFolder(path).path]):
             return path
-        number += 1
+    raise AssertionError
 
 
 def _interrupted(stem: str) -> Path | None:

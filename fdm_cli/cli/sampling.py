@@ -106,6 +106,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     )
     clip_length = checkpoint.clip_length
     warn_of_reach(plan, clip_length, output)
+    warn_of_blind(plan, output)
     warn_of_window(plan, checkpoint.config.model.window, output)
     sampling = batch.Sampling.of(
         request.sampler, request.sampling_steps, request.guidance, checkpoint.process.timesteps, request.eta
@@ -120,11 +121,13 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
             checkpoint, asked, widest, plan, budget, device, output, resumed=request.max_batch is None
         )
     )
-    calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks) * len(timesteps)
+    calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks)
+    fps = request.fps or given.fps or DEFAULT_FPS
+    films = _films(request, files, plan, checkpoint.config.model.image_size, fps)
     if request.dry_run:
         memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan, budget, device)
         seconds = calls * batch.seconds_per_call(checkpoint, plan, request.num_samples, max_batch, request.guidance)
-        would_be = _what_would_be(plan, clip_length, len(timesteps), calls, seconds, memory, request)
+        would_be = _what_would_be(plan, clip_length, len(timesteps), calls, seconds, memory, request, files)
         return None if ranks.rank else would_be
     choose = None
     if plan_scheme.adaptive:
@@ -132,7 +135,6 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         choose = diversity.Diversity(plan, embedding, request.num_samples).choose
     seed = request.seed if request.seed is not None else earlier.get("seed")
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
-    fps = request.fps or given.fps or DEFAULT_FPS
     report: dict[str, Any] = {
         "frames": plan.length,
         "width": 0,  # these three are known when the files are written
@@ -173,13 +175,13 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     if ranks.rank == 0:
         facts = {name: report[name] for name in _DECISIVE if name in report}
         stack.enter_context(files.work.opened(facts, resume=request.resume))
+        files.check()  # another run may have chosen the same names, and be done by now
         if files.force:
             files.work.let_replace()
-    guided = f", guidance {request.guidance:g}" if request.guidance != 1 else ""
     output.note(
         f"{plural(plan.length, 'frame')} with {plan.scheme}: {plural(plan.calls, 'window')} in "
         f"{plural(plan.waves, 'wave')}, {plural(calls, 'network call')} "
-        f"({request.sampler}, {plural(len(timesteps), 'step')}{guided}), seed {seed}"
+        f"({_how(request, len(timesteps))}), seed {seed}"
     )
     updates = stack.enter_context(
         contextlib.closing(
@@ -193,6 +195,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
                 max_batch=max_batch,
                 choose=choose,
                 work=None if ranks.rank else files.work,
+                scratch=files.paths[0].parent,
                 ranks=ranks,
             )
         )
@@ -201,8 +204,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         for _ in updates:
             pass
         return None
-    side = checkpoint.config.model.image_size
-    films, chosen = _write(updates, plan, side, calls, len(timesteps), fps, files, request, output)
+    chosen = _write(updates, films, plan, calls, len(timesteps), fps, files, request, output)
     (report["height"], report["width"]), report["fps"] = films.size, films.fps
     seconds = time.monotonic() - began
     report["seconds"] = round(seconds, 3)
@@ -227,6 +229,16 @@ def warn_of_reach(plan: Plan, clip_length: int, output: Output, what: str = "the
         )
 
 
+def warn_of_blind(plan: Plan, output: Output) -> None:
+    """Says when windows after the first look at nothing, so that their frames have nothing to do with the others."""
+    blind = sum(not count for count in plan.stages.observed_counts)
+    if blind > (not plan.given):
+        output.warn(
+            f"{blind} of {plural(plan.calls, 'window')} observe no frame: the video jumps; "
+            "a smaller --step, or a scheme that observes more"
+        )
+
+
 def warn_of_window(plan: Plan, trained: int, output: Output) -> None:
     """Says when a plan's windows hold more frames than the model was trained on."""
     if plan.window > trained:
@@ -237,6 +249,28 @@ def _outputs(request: Request, scheme_name: str) -> Outputs:
     stem = f"{request.clip.path.stem}-extended" if request.clip else f"sample-{scheme_name}"
     count = 1 if request.grid else request.num_samples
     return Outputs.of(request.output, stem, count, sheet=request.sheet, force=request.force, resume=request.resume)
+
+
+def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) -> Films:
+    """The files as they will be; what their formats cannot hold is refused here."""
+    from fdm_cli.films import Films
+
+    return Films(
+        files.paths,
+        fps,
+        shape=(plan.length, side, side),
+        samples=request.num_samples,
+        grid=request.grid,
+        scale=request.scale,
+        sheets=files.sheets,
+        force=True,  # `files.check` asks; from its last time on, what exists can be this run's own
+        folder=files.work.path,
+    )
+
+
+def _how(request: Request, steps: int) -> str:
+    guided = f", guidance {request.guidance:g}" if request.guidance != 1 else ""
+    return f"{request.sampler}, {plural(steps, 'step')} a window{guided}"
 
 
 def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]:
@@ -253,6 +287,7 @@ def _what_would_be(
     seconds: float,
     memory: tuple[dict[str, Any] | None, str],
     request: Request,
+    files: Outputs,
 ) -> tuple[dict[str, Any], str]:
     facts: dict[str, Any] = {
         "scheme": plan.scheme,
@@ -265,7 +300,9 @@ def _what_would_be(
         "waves": plan.waves,
         "sampler": request.sampler,
         "sampling_steps": steps,
+        "guidance": request.guidance,
         "network_calls": calls,
+        "outputs": list(map(str, files.paths)),
         "reach": plan.reach,
         "clip_length": clip_length,
         "estimated_seconds": round(seconds, 1),
@@ -274,7 +311,7 @@ def _what_would_be(
     text = (
         f"{plural(plan.length, 'frame')} with {plan.scheme} (window {plan.window}, step {plan.step}): "
         f"{plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}\n"
-        f"{plural(calls, 'network call')} ({request.sampler}, {plural(steps, 'step')} a window), "
+        f"{plural(calls, 'network call')} ({_how(request, steps)}), "
         f"about {duration(seconds)}\nreaches {plural(plan.reach, 'frame')}; "
         f"the model was trained on clips of {clip_length}, which reach {clip_length - 1}\n{memory[1]}"
     )
@@ -283,38 +320,26 @@ def _what_would_be(
 
 def _write(
     updates: Iterator[Update],
+    films: Films,
     plan: Plan,
-    side: int,
     calls: int,
     steps: int,
     fps: float,
     files: Outputs,
     request: Request,
     output: Output,
-) -> tuple[Films, Sequence[dict[int, tuple[int, ...]]]]:
+) -> Sequence[dict[int, tuple[int, ...]]]:
     """Writes frames while they are made; no half-written video is left behind when it does not end well.
 
     Returns:
-        what was written; and for each sample, by stage, the observed frames that were chosen at run time.
+        for each sample, by stage, the observed frames that were chosen at run time.
 
     Raises:
         Interrupted: by a signal; the next one stops at once.
     """
     from fdm_cli import video
-    from fdm_cli.films import Films
     from fdm_cli.run_folder import StopSignals
 
-    films = Films(
-        files.paths,
-        fps,
-        shape=(plan.length, side, side),
-        samples=request.num_samples,
-        grid=request.grid,
-        scale=request.scale,
-        sheets=files.sheets,
-        force=True,  # whether it may was asked before, and what exists now can be this run's own
-        folder=files.work.path,
-    )
     windows = plan.calls * request.num_samples
     chosen: list[dict[int, tuple[int, ...]]] = [{} for _ in range(request.num_samples)]
     made = 0
@@ -339,13 +364,14 @@ def _write(
                 films.write(video.to_uint8(frame))
             if stop.received is not None:
                 raise _interrupted(stop.received, update.windows, windows, files)
+        files.check()
         files.work.let_replace()
     for remark in films.remarks:
         output.note(remark)
     if abs(films.fps / fps - 1) > 0.005:
         ticks = f"{files.paths[0].suffix} counts in whole ticks"
         output.note(f"{fps:.4g} frames per second became {films.fps:.4g}: {ticks}")
-    return films, chosen
+    return chosen
 
 
 def _interrupted(signal: int, done: int, windows: int, files: Outputs) -> Interrupted:

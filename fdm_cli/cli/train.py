@@ -61,7 +61,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run.")] = False,
     init_from: Annotated[
         Path | None,
-        typer.Option("--init-from", metavar="FILE", help="Start from the weights of a checkpoint, and with its model."),
+        typer.Option(
+            "--init-from",
+            metavar="FILE",
+            parser=options.checkpoint_path,
+            help="Start from a checkpoint's weights; without --preset or --config, with its whole configuration.",
+        ),
     ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write what metrics.jsonl gets for TensorBoard.")

@@ -1,10 +1,12 @@
 import json
+import time
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command import Command
 from tests.conftest import fdm
 
 pytestmark = pytest.mark.slow
@@ -77,6 +79,42 @@ def test_a_name_is_chosen_and_printed(micro_checkpoint, tmp_path):
     assert names == ["sample-single-1.gif", "sample-single-2.gif"]
     done = fdm(*common[:-2], cwd=tmp_path)
     assert "seed" in done.stderr
+    for left in ("sample-single-1-2.gif.sheet.png", "sample-single-2-1.gif.json"):
+        (tmp_path / left).touch()
+    paths = json.loads(fdm(*common, "--num-samples", 2, "--json", cwd=tmp_path).stdout)["outputs"]
+    assert paths == ["sample-single-3-1.gif", "sample-single-3-2.gif"]
+
+
+def test_what_appears_meanwhile_is_not_overwritten(micro_checkpoint, tmp_path):
+    command = ("sample", "--checkpoint", micro_checkpoint, "--length", 60, "--seed", 1, *FAST, "-o", "a.npz")
+    process = Command(*command, cwd=tmp_path)
+    while process.poll() is None and not (tmp_path / ".a.npz.work").exists():
+        time.sleep(0.001)
+    (tmp_path / "a.npz.json").write_bytes(b"precious")
+    process.wait(timeout=120)
+    assert process.returncode == 2
+    process.stderr.seek(0)
+    assert "error: a.npz.json: exists already" in process.stderr.read()
+    assert (tmp_path / "a.npz.json").read_bytes() == b"precious"
+    assert not (tmp_path / "a.npz").exists()
+    fdm(*command, "--resume", cwd=tmp_path, check=2)
+    (tmp_path / "a.npz.json").unlink()
+    fdm(*command, "--resume", cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.json"]
+
+
+def test_a_run_stands_for_its_newest_checkpoint(micro_run, micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_run, "--length", 2, *FAST, "--json")
+    made = json.loads(fdm(*common, "-o", tmp_path / "x.npz").stdout)
+    assert made["checkpoint"] == str(micro_checkpoint)
+    done = fdm("sample", "--checkpoint", tmp_path, check=2)
+    assert "is a folder, not a checkpoint file" in done.stderr
+
+
+def test_windows_that_see_nothing_are_warned_about(micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 48, "--dry-run")
+    assert "observe no frame" not in fdm(*common, cwd=tmp_path).stderr
+    assert "warning: 3 of 3 windows observe no frame" in fdm(*common, "--step", 16, cwd=tmp_path).stderr
 
 
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
@@ -110,8 +148,10 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         (("--step", "17"), "the step must be"),
         (("-o", "no/such/folder.gif"), "no/such"),
         (("-o", "out.gfi"), "out.gfi"),
+        (("-o", "run.gif/"), "run.gif/: a folder of PNG images has a name without a dot"),
+        (("--length", "200000", "-o", "long.gif", "--dry-run"), "at most 150000"),
         (("-o", "exists.gif"), "exists"),
-        (("-o", "fresh.gif"), "fresh.gif.json exists"),
+        (("-o", "fresh.gif"), "fresh.gif.json: exists already"),
         (("--num-samples", "0"), "--num-samples"),
         (("--scheme", "adaptive-hierarchy-2", "--embedding", "pixel"), "unknown embedding 'pixel'"),
         (("--scheme", "prepend"), "prepend needs given frames"),
