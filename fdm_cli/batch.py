@@ -174,7 +174,7 @@ def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch
     """How long a typical network call of this plan takes here, measured by making three."""
     config = checkpoint.config.model
     device = next(checkpoint.model.parameters()).device
-    widest = max(len(wave) for wave in plan.by_wave())
+    widest = plan.widest
     stage = plan.stages[plan.calls // 2]
     shape = (min(widest * samples, max_batch), stage.observed_count + len(stage.latent))
     x = torch.zeros(*shape, config.image_channels, config.image_size, config.image_size, device=device)

@@ -216,14 +216,14 @@ def from_node(node: Node, overrides: Sequence[str] = ()) -> Config:
     return _build(Config, node, "the configuration", "")
 
 
-def from_dict(data: Mapping[str, Any], where: str) -> Config:
-    """The configuration inside a checkpoint; `where` names the file in errors. Raises BadInput."""
-    return from_node(yaml_file.from_plain(dict(data), where))
+def from_dict(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration inside a checkpoint, with overrides; `where` names the file in errors. Raises BadInput."""
+    return from_node(yaml_file.from_plain(dict(data), where), overrides)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain dicts, lists and scalars; `from_dict` gives the same configuration back."""
-    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+    return _plain(dataclasses.asdict(config))
 
 
 def to_yaml(config: Config) -> str:

@@ -207,7 +207,7 @@ class Diversity:
     def __init__(self, plan: Plan, embedding: Embedding, samples: int) -> None:
         self.plan = plan
         self.embedding = embedding
-        self._frames = array("q", (frame for start, stop in plan.given for frame in range(start, stop)))
+        self._frames = array("q", plan.given_frames)
         self._known_after = array("q", [len(self._frames)])  # the first s stages -> known frames
         for stage in plan.stages:
             self._frames.extend(stage.latent)

@@ -356,5 +356,5 @@ def roll_out(
     if network is not None:
         videos = torch.stack(whole, dim=1)
         features = torch.stack([network(video.float() / 255) for video in videos])
-    made = [frame for frame in range(plan.length) if plan.maker(frame) >= 0]
+    made = [frame for frame in range(plan.length) if plan.makers[frame] >= 0]
     return Drift(_statistics(torch.stack(rows, dim=2)), made[:ENDS], made[-ENDS:], calls, seconds, features)

@@ -126,6 +126,7 @@ class Plan:
         stages: in the order of the scheme.
         waves: how many waves there are.
         reach: the furthest two frames of one window are apart, in frames; with run-time choice, may be.
+        makers: for each frame the number of the stage that makes it; -1 for given ones.
     """
 
     scheme: str
@@ -137,7 +138,7 @@ class Plan:
     stages: Stages
     waves: int
     reach: int
-    _makers: Sequence[int]
+    makers: Sequence[int]
 
     @property
     def calls(self) -> int:
@@ -150,14 +151,15 @@ class Plan:
         for _, group in groupby(sorted(range(len(waves)), key=waves.__getitem__), key=waves.__getitem__):
             yield tuple(group)
 
-    def maker(self, frame: int) -> int:
-        """The stage that makes a frame; -1 for a given one."""
-        return self._makers[frame]
+    @property
+    def widest(self) -> int:
+        """How many windows of one wave there are at most."""
+        return max(map(len, self.by_wave()), default=0)
 
     @property
-    def makers(self) -> Sequence[int]:
-        """For each frame the stage that makes it; -1 for given ones."""
-        return self._makers
+    def given_frames(self) -> list[int]:
+        """The frames that exist beforehand, one by one."""
+        return [frame for start, stop in self.given for frame in range(start, stop)]
 
     def positions(self, stage: Stage, observed: Sequence[int]) -> tuple[int, ...]:
         """Where observed frames stand in time, as the network is to see them.
@@ -352,5 +354,5 @@ class _Draft:
             stages=self.stages,
             waves=self.latest_wave + 1,
             reach=self.reach,
-            _makers=self.makers,
+            makers=self.makers,
         )

@@ -6,14 +6,11 @@ The colours are apart in grey print too: dark blue generated, orange observed, l
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
-from imageio import v3 as imageio
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fdm_cli.files import replacing
 from fdm_cli.plan import Plan
 
 UNKNOWN = (244, 245, 247)
@@ -29,12 +26,6 @@ _MOST_ROWS = 480
 _HEIGHT = 560
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 64, 64, 48
 _FONT_SIZE = 15
-
-
-def write(plan: Plan, path: Path) -> None:
-    """Writes the picture of a plan as PNG, whole or not at all; RunFailed when the disk refuses."""
-    with replacing(path) as part:
-        imageio.imwrite(part, draw(plan), extension=".png", optimize=True)
 
 
 def draw(plan: Plan) -> NDArray[np.uint8]:

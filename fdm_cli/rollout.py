@@ -101,7 +101,7 @@ def run(
         RunFailed: the model's output is not finite; the disk is full.
     """
     given = given or {}
-    if given.keys() != {frame for start, stop in plan.given for frame in range(start, stop)}:
+    if given.keys() != set(plan.given_frames):
         raise BadInput("the given frames are not those that the plan was made for")
     config = checkpoint.config.model
     shape = (config.image_channels, config.image_size, config.image_size)
@@ -187,7 +187,7 @@ class _Queue:
             yield chunk
 
     def _is_made(self, frame: int) -> bool:
-        stage = self._plan.maker(frame)
+        stage = self._plan.makers[frame]
         return stage < 0 or self._missing[stage] == 0
 
 
@@ -234,7 +234,7 @@ def _observe(job: Job, plan: Plan, choose: Choose | None, store: FrameStore) -> 
     if choose is None:
         raise BadInput(f"{plan.scheme} chooses observed frames by their looks, which needs something to look with")
     observed = tuple(sorted(choose(job.number, job.sample, store)))
-    known = all(0 <= frame < plan.length and plan.maker(frame) < choice.among for frame in observed)
+    known = all(0 <= frame < plan.length and plan.makers[frame] < choice.among for frame in observed)
     if not known or len(set(observed)) != job.stage.observed_count or not set(choice.always) <= set(observed):
         raise ValueError(f"stage {job.number} must observe {job.stage.observed_count} of {choice}, not {observed}")
     return replace(job, observed=observed)

@@ -113,4 +113,4 @@ def check(plan: Plan) -> None:
     assert sorted(number for wave in waves for number in wave) == list(range(plan.calls))
     assert [{plan.stages[number].wave for number in wave} for wave in waves] == [{i} for i in range(plan.waves)]
     for frame in range(plan.length):
-        assert plan.maker(frame) == made_by[frame]
+        assert plan.makers[frame] == made_by[frame]

@@ -9,6 +9,7 @@ from textwrap import fill, indent
 from fdm_cli import given as givens
 from fdm_cli import plan, plan_picture, scheme, yaml_file
 from fdm_cli.cli.timeline import UNICODE, timeline
+from fdm_cli.picture import write_png
 
 FOLDER = Path(__file__).parent.parent / "schemes"
 
@@ -153,4 +154,4 @@ if __name__ == "__main__":
     (FOLDER / "README.md").write_text(guide(), encoding="utf-8")
     (FOLDER / "pictures").mkdir(exist_ok=True)
     for shipped in scheme.names():
-        plan_picture.write(picture_plan(shipped), FOLDER / "pictures" / f"{shipped}.png")
+        write_png(FOLDER / "pictures" / f"{shipped}.png", plan_picture.draw(picture_plan(shipped)), force=True)

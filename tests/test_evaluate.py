@@ -197,7 +197,7 @@ def test_a_rollout_of_grey_frames_between_real_ones():
         scheme.load("bridge"), length=30, window=6, given=given.example(scheme.load("bridge"), length=30, window=6)
     )
     videos = windows(2, 30)
-    places = [frame for start, stop in plan.given for frame in range(start, stop)]
+    places = plan.given_frames
     frames = {frame: videos[:, frame] for frame in places}
     found, calls = result(
         roll_out(

@@ -332,7 +332,7 @@ def test_a_loop_sees_its_first_frames_after_the_last():
 )
 def test_a_loop_is_closed_whatever_is_given(length, given):
     made = plan.make(SHIPPED["loop"], length=length, given=[(0, given)] if given else [])
-    last = made.stages[made.maker(length - 1)]
+    last = made.stages[made.makers[length - 1]]
     assert last.observed is not None
     assert max(made.positions(last, last.observed), default=0) >= length
 

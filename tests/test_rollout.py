@@ -142,7 +142,7 @@ def test_observed_frames_may_be_chosen_at_run_time(checkpoint, name):
     def choose(number, sample, store):
         """The frames always observed, and the oldest candidates or, for the second sample, the newest."""
         choice = plan.stages[number].choice
-        known = [f for f in range(40) if plan.maker(f) < choice.among and f not in choice.always]
+        known = [f for f in range(40) if plan.makers[f] < choice.among and f not in choice.always]
         assert all(store.get(frame, sample).any() for frame in known)
         assert (number, sample) not in chosen
         more = plan.stages[number].observed_count - len(choice.always)
@@ -231,7 +231,7 @@ class TestResuming:
         def choose(number, sample, _store):
             asked.append((number, sample))
             choice = plan.stages[number].choice
-            known = [f for f in range(60) if plan.maker(f) < choice.among and f not in choice.always]
+            known = [f for f in range(60) if plan.makers[f] < choice.among and f not in choice.always]
             return [*choice.always, *known[-(plan.stages[number].observed_count - len(choice.always)) :]]
 
         earlier = interrupted(checkpoint, tmp_path, "adaptive-autoregressive", windows=4, samples=2, choose=choose)

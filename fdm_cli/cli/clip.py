@@ -53,7 +53,7 @@ class Given:
         """The given frames by their number in the plan made for `spans`."""
         if self.clip is None:
             return {}
-        return self.clip.placed([frame for start, stop in plan.given for frame in range(start, stop)])
+        return self.clip.placed(plan.given_frames)
 
 
 def open_clips(request: ClipRequest | None, scheme: Scheme) -> list[Video]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,9 +128,5 @@ def _new_name(stem: str) -> Path:
     """STEM.clips.png, or STEM-2.clips.png and so on when that is taken."""
     from fdm_cli.data_files import SHEET_SUFFIX
 
-    number = 1
-    while True:
-        path = Path(f"{stem or 'data'}{'' if number == 1 else f'-{number}'}{SHEET_SUFFIX}")
-        if not path.exists():
-            return path
-        number += 1
+    names = (f"{stem or 'data'}{'' if number == 1 else f'-{number}'}{SHEET_SUFFIX}" for number in itertools.count(1))
+    return next(path for path in map(Path, names) if not path.exists())

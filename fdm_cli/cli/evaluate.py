@@ -368,7 +368,7 @@ def _prepare_drift(
         if plan.given:
             evaluation.check_length(clips, length)
         warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
-        widest = max(len(wave) for wave in plan.by_wave()) * rollouts
+        widest = plan.widest * rollouts
         plans.append((scheme, plan, setting.batch(plan, widest)))
     real_length = length if clips.longest is None or clips.longest >= length else clips.shortest or length
     if real_length < length:
@@ -406,7 +406,7 @@ def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
     length, rollouts = asked.drifts.length, asked.drifts.rollouts
     found = {}
     for scheme, plan, batch in asked.plans:
-        places = [frame for start, stop in plan.given for frame in range(start, stop)]
+        places = plan.given_frames
         frames: dict[int, torch.Tensor] = {}
         if places:
             videos = [

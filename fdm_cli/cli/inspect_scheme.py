@@ -82,9 +82,10 @@ def inspect_scheme(
     if checkpoint is not None:
         warn_of_window(plan, model.config.model.window, output)
     if plot is not None:
-        from fdm_cli.plan_picture import write
+        from fdm_cli.picture import write_png
+        from fdm_cli.plan_picture import draw
 
-        write(plan, plot)
+        write_png(plot, draw(plan), force=force)
         output.note(f"wrote {plot}")
     if as_json:
         trained = {} if clip_length is None else {"clip_length": clip_length}

@@ -113,7 +113,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     )
     timesteps = sampling.timesteps
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
-    widest = max(len(wave) for wave in plan.by_wave()) * request.num_samples
+    widest = plan.widest * request.num_samples
     asked = request.max_batch or earlier.get("max_batch")
     # What is free differs from process to process; how the work is divided into batches must not.
     max_batch = ranks.smallest(

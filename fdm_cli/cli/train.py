@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json as json_module
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -154,11 +156,9 @@ def _configure(
 def _config_of(checkpoint: Path, sets: list[str]) -> Config:
     """The configuration inside a checkpoint, with `--set` overrides applied."""
     from fdm_cli import config as configuration
-    from fdm_cli import yaml_file
     from fdm_cli.checkpoint import load_checkpoint
 
-    own = configuration.to_dict(load_checkpoint(checkpoint).config)
-    return configuration.from_node(yaml_file.from_plain(own, str(checkpoint)), sets)
+    return configuration.from_dict(configuration.to_dict(load_checkpoint(checkpoint).config), str(checkpoint), sets)
 
 
 def _check_start(init_from: Path, config: Config) -> str | None:
@@ -170,12 +170,8 @@ def _check_start(init_from: Path, config: Config) -> str | None:
 
 def _new_folder(name: str) -> Path:
     """runs/NAME, or runs/NAME-2 and so on when that is taken."""
-    number = 1
-    while True:
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
-            return folder
-        number += 1
+    folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())
 
 
 def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, sets: list[str]) -> Config:
@@ -195,8 +191,9 @@ def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, se
             asked = configuration.load_preset(preset, sets)
         else:
             asked = _own_config(folder, sets)
-        difference = _first_difference(configuration.to_dict(config), configuration.to_dict(asked), "")
-        if difference is not None and difference != "training.steps":
+        differences = _differences(configuration.to_dict(config), configuration.to_dict(asked))
+        difference = next((name for name in differences if name != "training.steps"), None)
+        if difference is not None:
             raise BadInput(
                 f"{folder.path} was started with another {difference}",
                 "only --steps and --data may change when a run is resumed; --run starts another one",
@@ -207,28 +204,22 @@ def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, se
 def _own_config(folder: RunFolder, sets: list[str]) -> Config:
     """What the run folder says; where it says nothing yet, its newest checkpoint."""
     from fdm_cli import config as configuration
-    from fdm_cli import yaml_file
 
     if folder.config.exists():
         return configuration.load(folder.config, sets)
     state, _ = folder.newest_state()
     if state is None:
         raise BadInput(f"no run to resume in {folder.path}", "leave --resume out to start one")
-    return configuration.from_node(yaml_file.from_plain(state["config"], str(folder.path)), sets)
+    return configuration.from_dict(state["config"], str(folder.path), sets)
 
 
-def _first_difference(run: dict, asked: dict, path: str) -> str | None:  # type: ignore[type-arg]
-    """The dotted name of the first value that differs, training.steps last."""
-    found = None
+def _differences(run: Mapping[str, Any], asked: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted names of the values that differ."""
     for key, value in run.items():
-        name = f"{path}{key}"
         if isinstance(value, dict):
-            inner = _first_difference(value, asked[key], f"{name}.")
-            if inner is not None and (found is None or found == "training.steps"):
-                found = inner
-        elif value != asked[key] and (found is None or found == "training.steps"):
-            found = name
-    return found
+            yield from _differences(value, asked[key], f"{path}{key}.")
+        elif value != asked[key]:
+            yield f"{path}{key}"
 
 
 def _show_plan(
