@@ -118,20 +118,21 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor, tau: Tensor, features: Tensor, may_attend: Tensor) -> Tensor:
         """(B*K, C, H, W), (B, E), (B, K, K, 3), (B, K, K) bool -> (B*K, C, H, W)."""
         (B, K), (_, C, H, W) = may_attend.shape[:2], x.shape
-        pixels = x.view(B, K, C, H * W).permute(0, 3, 2, 1).reshape(B * H * W, C, K)
-        normed = self.norm(pixels).transpose(1, 2).contiguous().view(B, H * W, K, C)
-        q, k, v = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # (B, pixels, K, heads, d)
+        pixels = x.view(B, K, C, H * W).permute(0, 3, 1, 2).contiguous().view(B * H * W, K, C)
+        # As images of 1 x K pixels with the channels last, which GroupNorm takes without another copy.
+        normed = self.norm(pixels.transpose(1, 2).unsqueeze(2)).permute(0, 2, 3, 1).view(B, H * W, K, C)
+        qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).contiguous()  # (B, pixels, heads, K, d)
         rq, rk, rv = (rpe(features, tau) for rpe in (self.rpe_q, self.rpe_k, self.rpe_v))
 
-        scores = torch.einsum("bpihd,bpjhd->bphij", q, k)
-        scores = scores + torch.einsum("bpihd,bijhd->bphij", q, rk)
-        scores = scores + torch.einsum("bpjhd,bjihd->bphij", k, rq)
+        scores = q @ k.transpose(-2, -1)
+        scores = scores + torch.einsum("bphid,bijhd->bphij", q, rk)
+        scores = scores + torch.einsum("bphjd,bjihd->bphij", k, rq)
         scores = scores / math.sqrt(q.shape[-1])
         weights = scores.masked_fill(~may_attend[:, None, None], -math.inf).softmax(dim=-1)
-        mixed = torch.einsum("bphij,bpjhd->bpihd", weights, v)
-        mixed = mixed + torch.einsum("bphij,bijhd->bpihd", weights, rv)
+        mixed = weights @ v + torch.einsum("bphij,bijhd->bphid", weights, rv)
 
-        result = normed + self.proj_out(mixed.flatten(-2))
+        result = normed + self.proj_out(mixed.transpose(2, 3).flatten(-2))
         return result.permute(0, 2, 3, 1).contiguous().view(x.shape)
 
 
@@ -174,7 +175,7 @@ class ResidualBlock(nn.Module):
         h = torch.addcmul(shift, 1 + scale, norm(self.in_layers(x)))
         for layer in rest:
             h = layer(h)
-        return self.skip_connection(x) + h
+        return h.add_(self.skip_connection(x))
 
 
 class Downsample(nn.Module):
