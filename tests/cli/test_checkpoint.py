@@ -98,7 +98,7 @@ def test_the_seed_s_own_training_yaml_trains(tmp_path):
         (("info", "missing.pt"), "no such file: missing.pt"),
         (("info", "text.pt"), "text.pt: not a checkpoint"),
         (("convert", SEED, "out.bin"), "unknown ending '.bin'"),
-        (("convert", SEED, "text.pt"), "text.pt exists"),
+        (("convert", SEED, "text.pt"), "text.pt: exists already"),
         (("convert", SEED, "no/out.pt"), "there is no folder no"),
         (("convert", "text.pt", "out.pt"), "text.pt: not a checkpoint"),
     ],
