@@ -138,22 +138,21 @@ class Drift:
     features: Tensor | None
 
 
-def held_out_clips(clips: Clips, what: str, count: int, length: int, first: int = 0) -> Iterator[Tensor]:
-    """Clips number `first`, `first` + 1, ..., each (N, C, H, W) float32 in [-1, 1].
+def held_out_clips(clips: Clips, what: str, count: int, length: int) -> Iterator[Tensor]:
+    """Clips number 0, 1, ..., each (N, C, H, W) float32 in [-1, 1].
 
     Args:
         clips: the held-out ones.
         what: they are for; another word is another stream of clips.
         count: how many.
         length: N.
-        first: number of the first.
 
     Raises:
         BadInput: no video is so long.
     """
     check_length(clips, length)
     source = clips.of_length(length)
-    for number in range(first, first + count):
+    for number in range(count):
         yield to_model(source.clip(generator("evaluate", what, number), np.arange(length)))
 
 

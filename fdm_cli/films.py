@@ -18,6 +18,8 @@ _OTHER_FILES = 64  # that are open besides those of the videos, at most two each
 class Films:
     """Writes the frames of S samples side by side; the files appear when the `with` block ends without an exception.
 
+    They take the place of files of these names: whether they may is for the caller to ask.
+
     Args:
         paths: a file for each sample; with `grid` one for all.
         fps: frames per second, as asked for.
@@ -26,7 +28,6 @@ class Films:
         grid: all samples in one video.
         scale: pixels that a pixel becomes in each direction.
         sheets: contact sheets, PNG, one for each of `paths`; none when empty.
-        force: overwrite.
         folder: where unfinished files lie, on the same disk; None is beside `paths`.
 
     Attributes:
@@ -48,7 +49,6 @@ class Films:
         grid: bool = False,
         scale: int = 1,
         sheets: Sequence[Path] = (),
-        force: bool = False,
         folder: Path | None = None,
     ) -> None:
         frames, height, width = shape
@@ -56,11 +56,10 @@ class Films:
             height, width = montage.grid_size(samples, height, width)
         size = (height * scale, width * scale)
         allow_open_files(2 * len(paths) + _OTHER_FILES)
-        self._writers = [open_writer(path, fps, frames=frames, size=size, force=force, folder=folder) for path in paths]
+        self._writers = [open_writer(path, fps, frames=frames, size=size, force=True, folder=folder) for path in paths]
         self._grid = grid
         self._scale = scale
         self._sheets = sheets
-        self._force = force
         self._shown = set(picture.spread(frames)) if sheets else set()
         self._on_sheet: list[list[Frame]] = [[] for _ in sheets]
         self._written = 0
@@ -81,7 +80,7 @@ class Films:
         if error is None:
             labels = [str(number) for number in sorted(self._shown)]
             for path, shown in zip(self._sheets, self._on_sheet, strict=True):
-                picture.write_png(path, picture.contact_sheet(shown, labels=labels), force=self._force)
+                picture.write_png(path, picture.contact_sheet(shown, labels=labels), force=True)
 
     def write(self, samples: Frame) -> None:
         """The next frame of every sample, uint8 `(S, H, W, C)`."""

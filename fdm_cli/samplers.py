@@ -123,11 +123,6 @@ class DPMSolver:
 DEFAULT_STEPS = {"ancestral": 250, "ddim": 25, "dpm-solver++": 15}
 
 
-def names() -> list[str]:
-    """The samplers that `make` knows."""
-    return sorted(DEFAULT_STEPS)
-
-
 def make(name: str, eta: float = 0.0) -> Step:
     """The sampler of this name.
 
@@ -146,7 +141,7 @@ def make(name: str, eta: float = 0.0) -> Step:
         return DDIM(eta)
     if name == "dpm-solver++":
         return DPMSolver()
-    raise BadInput(f"unknown sampler {name!r}", did_you_mean(name, names()))
+    raise BadInput(f"unknown sampler {name!r}", did_you_mean(name, DEFAULT_STEPS))
 
 
 def choose_timesteps(total: int, steps: int) -> list[int]:

@@ -103,13 +103,12 @@ def _unused(stem: str, count: int) -> Path:
     """The first name with a number that is free, with the names of what lies beside a video."""
     from fdm_cli.work_folder import WorkFolder
 
-    for number in itertools.count(1):
-        path = Path(f"{stem}-{number}.gif")
+    def is_free(path: Path) -> bool:
         videos = _numbered(path, count)
         extras = [beside(video, suffix) for video in videos for suffix in (".json", ".sheet.png")]
-        if not any(os.path.lexists(taken) for taken in [*videos, *extras, WorkFolder(path).path]):
-            return path
-    raise AssertionError
+        return not any(os.path.lexists(taken) for taken in [*videos, *extras, WorkFolder(path).path])
+
+    return next(filter(is_free, (Path(f"{stem}-{number}.gif") for number in itertools.count(1))))
 
 
 def _interrupted(stem: str) -> Path | None:

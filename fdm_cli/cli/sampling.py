@@ -252,7 +252,7 @@ def _outputs(request: Request, scheme_name: str) -> Outputs:
 
 
 def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) -> Films:
-    """The files as they will be; what their formats cannot hold is refused here."""
+    """The files as they will be; what their formats cannot hold is refused here, what exists by `files.check`."""
     from fdm_cli.films import Films
 
     return Films(
@@ -263,7 +263,6 @@ def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) 
         grid=request.grid,
         scale=request.scale,
         sheets=files.sheets,
-        force=True,  # `files.check` asks; from its last time on, what exists can be this run's own
         folder=files.work.path,
     )
 
@@ -365,7 +364,7 @@ def _write(
             if stop.received is not None:
                 raise _interrupted(stop.received, update.windows, windows, files)
         files.check()
-        files.work.let_replace()
+        files.work.let_replace()  # from here on what exists can be this run's own
     for remark in films.remarks:
         output.note(remark)
     if abs(films.fps / fps - 1) > 0.005:
