@@ -24,7 +24,7 @@ check: .venv/installed       ## lint, types, and the tests that take seconds
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow"
 
-bench: .venv/installed       ## measure what the README claims
+bench: .venv/installed       ## measure speed and memory
 	$(BIN)/python -m tests.bench
 
 clean:

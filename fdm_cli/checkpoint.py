@@ -151,7 +151,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes `{"config", "step", "model", "ema", "optimizer"}` to a temporary file, verifies it, renames it.
+    """Writes what `Trainer.state` makes to a temporary file, verifies it, renames it.
 
     Raises:
         RunFailed: the file cannot be written (disk full, no permission); an older file of that name is intact.

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fdm_cli import data_files, video
 from fdm_cli.data_files import DataFiles, Source
 from fdm_cli.errors import BadInput
-from fdm_cli.files import sync, write_failures
+from fdm_cli.files import expanded, sync, write_failures
 from fdm_cli.video_info import VideoInfo
 
 VERSION = 1  # of the format, and of how videos are read and fitted
@@ -80,9 +80,8 @@ class Decoding:
 def cache_folder() -> Path:
     """Where caches lie: $FDM_CACHE, else fdm in $XDG_CACHE_HOME, else in ~/.cache."""
     if os.environ.get("FDM_CACHE"):
-        return Path(os.environ["FDM_CACHE"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fdm"
+        return expanded(os.environ["FDM_CACHE"])
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fdm"
 
 
 class ClipCache:
@@ -106,7 +105,9 @@ class ClipCache:
             except OSError:  # e.g. a dangling link; reading it will say so
                 key.update(f"\n{data.relative(file)!r}".encode())
             else:
-                key.update(f"\n{data.relative(file)!r} {facts.st_size} {facts.st_mtime_ns}".encode())
+                # A file that must not be read today may be readable tomorrow, unchanged.
+                denied = "" if os.access(file, os.R_OK) else " unreadable"
+                key.update(f"\n{data.relative(file)!r} {facts.st_size} {facts.st_mtime_ns}{denied}".encode())
         self.folder = cache_folder() / key.hexdigest()[:32]
 
     @cached_property
@@ -257,5 +258,5 @@ def _digest(source: Source) -> str:
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
         if len(source.files) > 1:
-            digest.update(path.name.encode())
+            digest.update(os.fsencode(path.name))
     return digest.hexdigest()

@@ -55,6 +55,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks what no single field can."""
+        if not self.source:
+            raise BadInput("data.source is empty", "a folder of videos, one video, IDX digits, or moving-mnist")
         if bool(self.first_clip_length) != bool(self.growth_steps):
             raise BadInput("data.first_clip_length and data.growth_steps mean something only together")
 
@@ -228,7 +230,17 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The configuration as a file that `load` reads."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that our reader would take for something else, e.g. a folder called 1e3."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, None if yaml_file.is_plain(text) else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,6 @@ from fdm_cli.files import write_failures
 from fdm_cli.video_info import DEFAULT_FPS, KINDS, Video, VideoInfo
 
 ARRAYS = (".npy", ".npz")
-SHEET_SUFFIX = ".clips.png"  # of the sheets that `fdm train --dry-run` draws
 MAX_UNPACKED = 64 << 30  # bytes of an NPZ; a few megabytes can claim as much
 
 
@@ -75,17 +74,17 @@ def find(root: Path) -> DataFiles:
     folders = [root]
     while folders:
         folder = folders.pop()
-        if folder.resolve() in seen or _is_run(folder):
-            continue
-        seen.add(folder.resolve())
         try:
-            entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+            if folder.resolve() in seen or _is_run(folder):
+                continue
+            seen.add(folder.resolve())
+            entries = {entry: entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith(".")}
         except OSError as error:
             raise BadInput(f"cannot read {folder}: {error.strerror or error}") from None
-        for entry in entries:
-            if entry.is_dir():
+        for entry, is_folder in entries.items():
+            if is_folder:
                 folders.append(entry)
-            elif entry.suffix.lower() in KINDS and not entry.name.endswith(SHEET_SUFFIX):
+            elif entry.suffix.lower() in KINDS and not entry.name.endswith(video.SHEET_SUFFIX):
                 found.append(entry)
             else:
                 ignored += 1

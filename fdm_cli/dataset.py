@@ -22,6 +22,7 @@ from fdm_cli import data_files, moving_mnist
 from fdm_cli.clip_cache import CachedVideo, ClipCache, Decoding, Skipped
 from fdm_cli.config import Config
 from fdm_cli.errors import BadInput
+from fdm_cli.files import expanded
 from fdm_cli.moving_mnist import MovingMnist
 from fdm_cli.video_info import KINDS
 
@@ -215,7 +216,9 @@ def survey(config: Config) -> Survey:
     videos, short = _long_enough(cache, config)
     digest = hashlib.sha256()
     for entry in videos:
-        digest.update(f"{entry.name!r} {entry.frames} {entry.digest}\n".encode())
+        # What the whole source is called says nothing of its content.
+        name = "" if entry.name == cache.data.root.name else entry.name
+        digest.update(f"{name!r} {entry.frames} {entry.digest}\n".encode())
     return Survey(
         source=source,
         unit="clips",
@@ -235,7 +238,7 @@ def _cache(config: Config) -> ClipCache | None:
     source, model = config.data.source, config.model
     if source == BUILT_IN:
         return None
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         raise BadInput(
             f"no such file: {path}", f"--data takes a folder of videos, a file, or {BUILT_IN!r} for the built-in digits"
@@ -272,10 +275,8 @@ def _long_enough(cache: ClipCache, config: Config) -> tuple[tuple[CachedVideo, .
 
 def _digits(config: Config, split: Split) -> MovingMnist:
     data, model = config.data, config.model
-    if data.source == BUILT_IN:
-        digits = moving_mnist.built_in_digits()
-    else:
-        digits = moving_mnist.read_idx(Path(data.source).expanduser())
+    built_in = data.source == BUILT_IN
+    digits = moving_mnist.built_in_digits() if built_in else moving_mnist.read_idx(expanded(data.source))
     canvas = data.moving_mnist.canvas
     if canvas % model.image_size:
         raise BadInput(f"data.moving_mnist.canvas {canvas} is no multiple of model.image_size {model.image_size}")

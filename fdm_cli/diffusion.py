@@ -102,10 +102,10 @@ class Process:
             return self.restored((x_t - s * output) / a)
         return self.restored(a * x_t - s * output)
 
-    def loss_weight(self, weighting: Literal["min-snr", "x_0"], timestep: Tensor, gamma: float = 5.0) -> Tensor:
+    def loss_weight(self, weighting: Literal["min-snr", "x_0"], timestep: Tensor) -> Tensor:
         """(B,) weights of the loss for timesteps (B,), whatever the network predicts.
 
-        The error in x_0 counts the same at every timestep (`x_0`), or min(SNR, gamma) times (`min-snr`: arXiv
+        The error in x_0 counts the same at every timestep (`x_0`), or min(SNR, 5) times (`min-snr`: arXiv
         2303.09556, section 3.4), SNR = abar / (1 - abar). The same error seen in eps is SNR times as large, in v
         SNR + 1 times, so there the weight is divided by that. Where x_t is mostly noise only the observed frames tell
         what x_0 is: `x_0` counts that most, `min-snr` least.
@@ -113,7 +113,7 @@ class Process:
         abar = self.alphas_cumprod[timestep.cpu()]
         snr = abar / (1 - abar)
         unit = {"x_0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[self.parameterization]
-        weight = snr.clamp(max=gamma) if weighting == "min-snr" else torch.ones_like(snr)
+        weight = snr.clamp(max=5) if weighting == "min-snr" else torch.ones_like(snr)
         return (weight / unit).to(timestep.device, torch.float32)
 
     def loss(self, x_0: Tensor, timestep: Tensor, eps: Tensor, output: Tensor, latent: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -12,7 +13,16 @@ from typing import Any
 
 from fdm_cli.errors import BadInput, FdmError, RunFailed
 
+MOST_NAME_BYTES = 180  # of a name in a hidden one
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def expanded(path: str) -> Path:
+    """A path that may begin with `~`. Raises BadInput where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def refuse_taken(path: Path, force: bool) -> None:
@@ -21,6 +31,17 @@ def refuse_taken(path: Path, force: bool) -> None:
         raise BadInput(f"{path}: exists already", None if path.is_dir() else "--force replaces it")
     if not path.parent.is_dir():
         raise BadInput(f"{path}: there is no folder {path.parent}", "make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: the folder {path.parent} is not writable", "choose another place")
+
+
+def hidden_name(name: str, ending: str) -> str:
+    """`.name` with an ending; a long name is cut and told apart by a hash, since file systems allow 255 bytes."""
+    whole = os.fsencode(name)
+    if len(whole) > MOST_NAME_BYTES:
+        cut = whole[:MOST_NAME_BYTES].decode(errors="ignore")
+        name = f"{cut}-{hashlib.sha256(whole).hexdigest()[:8]}"
+    return f".{name}{ending}"
 
 
 def allow_open_files(count: int) -> None:
@@ -44,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunFailed: anything that went wrong while writing; an older file of that name is intact.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+    temporary = path.with_name(hidden_name(path.name, f".{os.getpid()}.part"))
     try:
         with write_failures(path):
             yield temporary

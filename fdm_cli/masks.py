@@ -39,7 +39,7 @@ def sample_masks(clip_length: int, window: int, generator: torch.Generator, mask
     """Draws one training window from a clip of N frames.
 
     Groups are drawn one after another; frames that are taken already drop out of a new group. What happens to the
-    first group that has more new frames than there are free places is where the two distributions differ:
+    first group that has more new frames than there are free places is where `paper` and `filled` differ:
 
     - `paper`: it is thrown away and the window is done. Padding fills the free places: other frames of the clip,
       drawn uniformly, which take part in nothing but the statistics of the normalisations.

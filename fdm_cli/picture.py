@@ -32,7 +32,7 @@ class Marker:
     dashed: bool = False
 
 
-OBSERVED = Marker((213, 94, 0))  # orange and blue as in the pictures of plans
+OBSERVED = Marker((213, 94, 0))  # orange is observed and blue latent, as in the pictures of plans
 LATENT = Marker((0, 114, 178), dashed=True)
 
 
@@ -49,17 +49,17 @@ def contact_sheet(
     labels: Sequence[str] | None = None,
     markers: Sequence[Marker | None] | None = None,
     columns: int | None = None,
-    scale: int | None = None,
 ) -> Frame:
     """Frames in rows, from left to right.
+
+    Tiny frames are enlarged by a whole number so that they can be seen; frames larger than 256 pixels are averaged down
+    by one.
 
     Args:
         frames: uint8 `(H, W, C)` each, C 1 or 3, of one size; an array `(N, H, W, C)` is fine.
         labels: what stands over each frame, e.g. its number.
         markers: each frame's border; None draws none.
         columns: frames a row; 16 when not given.
-        scale: how many pixels a pixel becomes in each direction; by default so that tiny frames can be seen. Frames
-            larger than 256 are averaged down by a whole number instead.
 
     Returns:
         uint8 `(height, width, 3)`.
@@ -73,7 +73,7 @@ def contact_sheet(
     if count == 0 or len(labels or frames) != count or len(markers or frames) != count:
         raise ValueError(f"{count} frames, {len(labels or ())} labels, {len(markers or ())} markers")
     columns = min(count, columns or COLUMNS)
-    tiles = [_tile(frame, scale) for frame in frames]
+    tiles = [_tile(frame) for frame in frames]
     width, height = tiles[0].size
     top = GAP + (LABEL_HEIGHT if labels else 0)
     cell_width, cell_height = width + 2 * GAP, top + height + GAP
@@ -109,15 +109,15 @@ def write_png(path: str | Path, array: Frame, *, force: bool = False) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def _tile(frame: Frame, scale: int | None) -> Image.Image:
+def _tile(frame: Frame) -> Image.Image:
     """A frame as it stands on the sheet."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[2] == 1 else frame)).convert("RGB")
     side = max(image.size)
-    if scale is None and side > LARGE:
+    if side > LARGE:
         return image.reduce(-(-side // LARGE))
-    scale = scale or -(-SMALL // side)
+    scale = -(-SMALL // side)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 

@@ -180,7 +180,14 @@ def _levels(board: Board, levels: int) -> Iterator[tuple[int, list[int]]]:
 def _frames(board: Board, ranges: tuple[FrameRange, ...]) -> Iterator[tuple[int, list[int]]]:
     """One window of the named frames, those left out that are known already."""
     known = board.known
-    wanted = {frame for item in ranges for frame in _limited(item, board) if frame not in known}
+    wanted: set[int] = set()
+    named = 0
+    for item in ranges:
+        frames = _limited(item, board)
+        named += len(frames)
+        if named > 10 * board.length + _LONG_RANGE:
+            raise BadInput(f"{item.where}: {item} and those before it name the same frames over and over")
+        wanted.update(frame for frame in frames if frame not in known)
     if wanted:
         yield 0, sorted(wanted)
 

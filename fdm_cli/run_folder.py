@@ -45,6 +45,21 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.data = path / "data.json"
 
+    def refuse_foreign(self) -> None:
+        """Raises BadInput when a new run would overwrite files of something else, or cannot be written here."""
+        if not (self.path / "checkpoints").is_dir():  # which the lock of any run makes first
+            for file in (self.config, self.data, self.metrics, self.path / "loss.png"):
+                if file.exists():
+                    raise BadInput(f"{file} is there already and belongs to no run", "--run names another folder")
+        nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+            raise BadInput(f"cannot use {self.path}: {nearest} is no folder that can be written to")
+
+    def refuse_run(self) -> None:
+        """Raises BadInput when the folder holds a run."""
+        if self.checkpoints():
+            raise BadInput(f"{self.path} already holds a run", "--resume goes on with it; --run names another folder")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process. Raises BadInput when another one holds it or it cannot be made."""
@@ -72,6 +87,8 @@ class RunFolder:
     def newest_state(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest readable checkpoint's content, or None; and one remark for each unreadable newer one.
 
+        To go on from it, `set_aside_after` its step: an unreadable file must not count as the run's newest.
+
         Raises:
             BadInput: there are checkpoints and none of them is readable.
         """
@@ -84,6 +101,13 @@ class RunFolder:
         if remarks:
             raise BadInput(f"no readable checkpoint is left: {remarks[0]}")
         return None, remarks
+
+    def set_aside_after(self, step: int) -> None:
+        """Renames checkpoints of later steps, which could not be read; the folder is locked."""
+        for file in self.checkpoints():
+            match = _CHECKPOINT.fullmatch(file.name)
+            if match and int(match[1]) > step:
+                file.rename(file.with_suffix(".pt.unreadable"))
 
     def write_config(self, config: Config) -> None:
         """Writes config.yaml."""

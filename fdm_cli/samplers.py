@@ -127,7 +127,7 @@ def make(name: str, eta: float = 0.0) -> Step:
     """The sampler of this name.
 
     Args:
-        name: one of `names`.
+        name: a key of DEFAULT_STEPS.
         eta: of DDIM, 0 to 1; of any other method 0.
 
     Raises:

@@ -192,13 +192,13 @@ def load(name_or_path: str) -> Scheme:
     """
     shipped = names()
     if name_or_path in shipped:
-        path = folder() / f"{name_or_path}.yaml"
-    else:
-        path = Path(name_or_path)
-        looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
-        if not path.exists():
-            what = "scheme file" if looks_like_path else "scheme named"
-            raise BadInput(f"no {what} {name_or_path!r}", did_you_mean(path.stem, shipped))
+        file = f"{name_or_path}.yaml"
+        return from_node(yaml_file.parse((folder() / file).read_text(encoding="utf-8"), file), name_or_path)
+    path = Path(name_or_path)
+    looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    if not path.exists():
+        what = "scheme file" if looks_like_path else "scheme named"
+        raise BadInput(f"no {what} {name_or_path!r}", did_you_mean(path.stem, shipped))
     return from_node(yaml_file.read(path), path.stem)
 
 

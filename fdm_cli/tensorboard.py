@@ -24,11 +24,18 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        self.check()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    @staticmethod
+    def check() -> None:
+        """Raises BadInput when tensorboard is not installed: to be known before any work is done."""
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError:
             raise BadInput("--tensorboard needs tensorboard", "pip install tensorboard") from None
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def __enter__(self) -> TensorBoard:
         return self

@@ -54,6 +54,7 @@ class StepStats:
         seconds: wall time of the step.
         held_out: measured after this step, if it was.
         preview: the GIF made after this step, if one was.
+        no_preview: why one that was due could not be made.
     """
 
     step: int
@@ -63,6 +64,7 @@ class StepStats:
     seconds: float
     held_out: HeldOutLoss | None = None
     preview: Path | None = None
+    no_preview: str | None = None
 
     def record(self) -> dict[str, Any]:
         """What metrics.jsonl keeps of it."""
@@ -218,7 +220,12 @@ class Trainer:
         self.ema.module.load_state_dict(state["ema"])
         self.ema.n_averaged.fill_(state["ema_updates"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        # These belong to the configuration, which a user may have edited; the scale begins anew where there was none.
+        training = self.config.training
+        for group in self.optimizer.param_groups:
+            group.update(eps=training.adam_epsilon, weight_decay=training.weight_decay)
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
 
@@ -310,8 +317,11 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
                 folder.draw_losses()
             saved_at = step
         if ranks.rank == 0 and not bad_steps and _due(step, training.preview_every):
-            stats = replace(stats, preview=folder.sample_path(step))
-            write_preview(trainer.checkpoint(), folder.sample_path(step), trainer.clips_at_once)
+            try:
+                write_preview(trainer.checkpoint(), folder.sample_path(step), trainer.clips_at_once)
+                stats = replace(stats, preview=folder.sample_path(step))
+            except (BadInput, RunFailed, OSError) as error:  # the training is worth more than its picture
+                stats = replace(stats, no_preview=str(error))
         yield stats
         if signal_number:
             ranks.barrier()  # no rank goes, and has the others stopped by torchrun, before everything is saved

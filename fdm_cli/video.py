@@ -36,6 +36,7 @@ from fdm_cli.video_info import (
 if TYPE_CHECKING:
     import torch
 
+SHEET_SUFFIX = ".clips.png"  # of the sheets that `fdm train --dry-run` draws; never frames
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -136,8 +137,12 @@ def to_uint8(frames: torch.Tensor) -> Frame:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a folder in natural order (frame-2 before frame-10); hidden and other files are left out."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+    """The images of a folder in natural order (frame-2 before frame-10), without hidden files and sheets."""
+    files = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and not file.name.endswith(SHEET_SUFFIX)
+    ]
     return sorted(files, key=lambda file: natural_order(file.name))
 
 

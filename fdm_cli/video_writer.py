@@ -15,12 +15,13 @@ from types import TracebackType
 import numpy as np
 
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import sync, write_failures
+from fdm_cli.files import hidden_name, sync, write_failures
 from fdm_cli.video import read
 from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
 from fdm_cli.video_info import MAX_FRAME_PIXELS, MAX_PICTURE_FRAMES, MAX_PICTURE_PIXELS, MAX_VIDEO_PIXELS, Frame
 
 SUFFIXES = (".gif", ".mp4", ".npz", ".webp", ".apng")
+MOST_BYTES = 240  # of a name, to which `.sheet.png` or a number may be added
 MIN_FPS, MAX_FPS = 0.01, 1000.0
 MAX_SIDE = {".gif": 65535, ".webp": 16383, ".mp4": 16384}
 
@@ -46,6 +47,8 @@ def check_output(path: str | Path, force: bool = False) -> str:
         raise BadInput(f"{path}: cannot write {suffix} files", known)
     if target.name in ("", ".."):
         raise BadInput(f"{path}: cannot be replaced by a video", "name a new folder or file")
+    if len(os.fsencode(target.name)) > MOST_BYTES:
+        raise BadInput(f"{path}: the name is longer than {MOST_BYTES} bytes", "with its endings, 255 are allowed")
     if not target.parent.is_dir():
         raise BadInput(f"{path}: there is no folder {target.parent}", "make it first")
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -145,7 +148,7 @@ class Writer:
         self.size = (0, 0)
         self.remarks: tuple[str, ...] = ()
         self._shape: tuple[int, ...] = ()
-        name = f".{path.name[:200]}.{os.getpid()}.part{'' if kind == FOLDER else kind}"
+        name = hidden_name(path.name, f".{os.getpid()}.part{'' if kind == FOLDER else kind}")
         self._temporary = (folder or path.parent) / name
         self._encoder: Encoder | None = None
 

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from fdm_cli.errors import BadInput
-from fdm_cli.files import replacing, sync, write_failures
+from fdm_cli.files import hidden_name, replacing, sync, write_failures
 
 if TYPE_CHECKING:
     from fdm_cli.frame_store import FrameStore
@@ -93,7 +93,7 @@ class WorkFolder:
     journal: Journal
 
     def __init__(self, output: Path) -> None:
-        self.path = output.with_name(f".{output.name[:200]}.work")
+        self.path = output.with_name(hidden_name(output.name, ".work"))
         self.frames = self.path / "frames.f32"
         self._run = self.path / "run.json"
         self._journal = self.path / "journal.jsonl"
@@ -117,22 +117,27 @@ class WorkFolder:
         return self._journal.exists() and self._journal.stat().st_size > 0
 
     @property
-    def may_replace(self) -> bool:
-        """Whether outputs that exist may be replaced when the run goes on."""
-        return self._may_replace.exists()
+    def replaceable(self) -> frozenset[str]:
+        """The names of outputs that may be replaced when the run goes on."""
+        try:
+            return frozenset(json.loads(self._may_replace.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return frozenset()
 
-    def let_replace(self) -> None:
-        """Outputs that exist may be replaced from here on: the user said so, or they are this run's own."""
-        with write_failures(self._may_replace):
-            self._may_replace.touch()
+    def let_replace(self, names: Iterable[str]) -> None:
+        """These may be replaced from here on, too: the user said so, or they are this run's own."""
+        names = sorted(self.replaceable.union(names))
+        with replacing(self._may_replace) as temporary:
+            temporary.write_text(json.dumps(names), encoding="utf-8")
 
     @contextmanager
-    def opened(self, facts: Mapping[str, Any], resume: bool) -> Iterator[None]:
+    def opened(self, facts: Mapping[str, Any], resume: bool, checkpoint: str) -> Iterator[None]:
         """Holds the folder for this process; removed when the block ends well, or when nothing was finished.
 
         Args:
             facts: what this run is, plain JSON values.
             resume: go on with what is there; else it is thrown away.
+            checkpoint: the model's file, noted for who resumes with another one: a run's folder may have a newer one.
 
         Raises:
             BadInput: another process works here; a run with other facts is to be resumed.
@@ -150,7 +155,8 @@ class WorkFolder:
                     self._check(recorded, facts)
                 self._clear(keep_run=recorded is not None)
                 with replacing(self._run) as temporary:
-                    temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                    noted = {**facts, "checkpoint": (recorded or {}).get("checkpoint", checkpoint)}
+                    temporary.write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
                 self.journal = Journal(self._journal)
             yield
             done = True
@@ -178,10 +184,13 @@ class WorkFolder:
     def _check(self, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         for name, value in json.loads(json.dumps(facts)).items():
             if recorded.get(name) != value:
+                hint = "--resume needs the same options; --force starts over"
+                if name == "checkpoint_sha256" and "checkpoint" in recorded:
+                    hint = f"it was begun with --checkpoint {recorded['checkpoint']}; --force starts over"
                 raise BadInput(
                     f"{self.path} was begun with {name.replace('_', ' ')} {_shorten(recorded.get(name))}, "
                     f"this is {_shorten(value)}",
-                    "--resume needs the same options; --force starts over",
+                    hint,
                 )
 
     def _clear(self, keep_run: bool) -> None:

@@ -131,7 +131,7 @@ def parse(text: str, name: str) -> Node:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise BadInput(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter of escapes beyond Unicode
         raise BadInput(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if root is None:
         raise BadInput(f"{name}: empty")
@@ -141,6 +141,14 @@ def parse(text: str, name: str) -> Node:
 def scalar(text: str, where: str) -> Node:
     """One plain scalar as the file would read it, for `--set a.b=value`; lists and quotes as in YAML."""
     return Node(parse(text, where).value if text.lstrip()[:1] in tuple("[\"'") else _resolve(text, where), where)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text that stands there unquoted is read as itself."""
+    try:
+        return _resolve(text, "") == text
+    except BadInput:
+        return False
 
 
 def _refuse_events(text: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Measures what the README claims: `make bench`, or `python -m tests.bench PART ...`.
+"""Measures speed and memory: `make bench`, or `python -m tests.bench PART ...`.
 
 Two things that are compared run in turn, and the ratio of their medians is what counts: the machine may be
 shared. Prints one line a figure.

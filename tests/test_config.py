@@ -25,6 +25,15 @@ def test_yaml_round_trip(name, tmp_path):
     assert configuration.from_dict(configuration.to_dict(config), "x") == config
 
 
+@pytest.mark.parametrize("source", ["nan", "1e3", "0x1f", "null", "~", "a: b", "emoji 😀", "byte \udcff", "'", " a"])
+def test_a_name_that_looks_like_something_else_survives(source, tmp_path):
+    config = configuration.load_preset("micro")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    path = tmp_path / "config.yaml"
+    path.write_text(configuration.to_yaml(config), encoding="utf-8")
+    assert configuration.load(path) == config
+
+
 def test_set_overrides():
     config = configuration.load_preset(
         "micro",

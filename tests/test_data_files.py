@@ -145,3 +145,11 @@ def test_every_damaged_array_is_refused_or_read_whole(tmp_path, name):
             except BadInput:
                 refused += 1
     assert refused > len(data) / 7
+
+
+def test_a_sheet_among_the_frames_is_none_of_them(tmp_path):
+    clips.write_pictures(tmp_path / "one.png", clips.moving_square(1, 8, 8))
+    clips.write_pictures(tmp_path / "data.clips.png", clips.moving_square(1, 20, 30))
+    (source,) = sources(find(tmp_path))
+    (opened,) = open_videos(source, tmp_path / "scratch")
+    assert len(list(opened)) == 1

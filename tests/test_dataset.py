@@ -152,3 +152,21 @@ def test_folders_with_nothing_to_train_on(tmp_path):
     with pytest.raises(BadInput, match=says) as caught:
         open_clips(config(tmp_path))
     assert caught.value.hint == "--set data.clip_length=10"
+
+
+def test_what_the_source_is_called_is_no_part_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("FDM_CACHE", str(tmp_path / "cache"))
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(4):
+        clips.write_pictures(frames / f"{number}.png", clips.moving_square(1, 8, 8))
+    before = survey(config(frames, clip_length=4)).fingerprint
+    frames.rename(tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "other")
+    assert survey(config(".", clip_length=4)).fingerprint == before
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/x", ""])
+def test_a_source_that_is_nowhere(source):
+    with pytest.raises(BadInput, match=r"empty|home"):
+        open_clips(config(source))

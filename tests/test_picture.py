@@ -12,15 +12,15 @@ FRAMES = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6, 1)
 
 
 def test_frames_stand_in_rows_enlarged_without_blur():
-    sheet = contact_sheet(FRAMES, columns=2, scale=10)
-    assert sheet.shape == (3 * (40 + 2 * GAP), 2 * (60 + 2 * GAP), 3)
+    sheet = contact_sheet(FRAMES, columns=2)  # of 4 x 6 pixels: 11 times larger
+    assert sheet.shape == (3 * (44 + 2 * GAP), 2 * (66 + 2 * GAP), 3)
     for index, frame in enumerate(FRAMES):
         row, column = divmod(index, 2)
-        top, left = row * (40 + 2 * GAP) + GAP, column * (60 + 2 * GAP) + GAP
-        tile = sheet[top : top + 40, left : left + 60]
-        assert np.array_equal(tile[5::10, 5::10], frame.repeat(3, -1))
-        assert np.array_equal(tile, frame.repeat(10, 0).repeat(10, 1).repeat(3, -1))
-    assert (sheet[2 * (40 + 2 * GAP) :, 60 + 2 * GAP :] == PAPER).all()
+        top, left = row * (44 + 2 * GAP) + GAP, column * (66 + 2 * GAP) + GAP
+        tile = sheet[top : top + 44, left : left + 66]
+        assert np.array_equal(tile[5::11, 5::11], frame.repeat(3, -1))
+        assert np.array_equal(tile, frame.repeat(11, 0).repeat(11, 1).repeat(3, -1))
+    assert (sheet[2 * (44 + 2 * GAP) :, 66 + 2 * GAP :] == PAPER).all()
 
 
 @pytest.mark.parametrize(("side", "tile"), [(1, 64), (8, 64), (32, 64), (48, 96), (64, 64), (200, 200), (1000, 250)])

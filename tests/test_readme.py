@@ -1,5 +1,6 @@
 """What the README says is true."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fdm
 from tests.readme import README, snippet, with_current_help
 
 
@@ -35,6 +36,33 @@ def test_the_snippet_for_ci_runs_as_it_stands(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (work / "video.gif").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_json_objects_hold_what_the_table_says(micro_checkpoint, tmp_path):
+    rows = re.findall(r"^\| ([^|]+) \| (`[^|]+) \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    named = {row: re.findall(r"`(\w+)`", keys) for row, keys in rows}
+    sampled, clip = (named.pop(row) for row in ("`sample`; `extend`, with the third line", "also, of a clip"))
+    few = ("--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 1)
+
+    def keys(*arguments):
+        return set(json.loads(fdm(*arguments, "--json", "--quiet", cwd=tmp_path).stdout))
+
+    assert keys("sample", *few, "-o", "v.gif") == set(sampled)
+    assert keys("extend", "v.gif", *few[:2], "--length", 24, "--sampling-steps", 1, "-o", "w.gif") == {*sampled, *clip}
+    beside = set(json.loads((tmp_path / "v.gif.json").read_text()))
+    assert beside == {*sampled, "stages"} - {"outputs", "sheets"}
+    assert keys("sample", *few, "--dry-run") == set(named["`sample --dry-run`"])
+    plan = keys("inspect-scheme", "autoregressive", *few[:4])
+    of_stages = {"wave", "observed", "observed_count", "latent"}
+    assert {*plan, *of_stages, "closed"} == set(named["`inspect-scheme NAME`"])
+    assert keys("train", "--preset", "micro", "--steps", 1, "--run", "run") == set(named["`train`"])
+    assert keys("train", "--preset", "micro", "--dry-run") == set(named["`train --dry-run`"])
+    bound = ("--only", "bound", "--bound-timesteps", 2, "--clips", 1)
+    assert keys("evaluate", *few[:2], *bound) == set(named["`evaluate`"])
+    for name, arguments in (("info", ()), ("convert", ("c.pt",))):
+        done = fdm("checkpoint", name, micro_checkpoint, *arguments, "--json", cwd=tmp_path)
+        assert set(json.loads(done.stdout)) == set(named[f"`checkpoint {name}`"])
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "schemes/README.md"])

@@ -175,7 +175,7 @@ def interrupted(checkpoint, folder, name, windows, **options):
     plan = planning.make(scheme.load(name), length=60)
     work = WorkFolder(folder / "video.gif")
     updates = []
-    with contextlib.suppress(Stopped), work.opened({}, resume=work.facts() is not None):
+    with contextlib.suppress(Stopped), work.opened({}, work.facts() is not None, "a.pt"):
         for update in rollout.run(checkpoint, plan, sampling(3), seed=3, max_batch=2, work=work, **options):
             updates.append(update)
             if update.windows >= windows and update.steps == 2:
@@ -187,7 +187,7 @@ def finished(checkpoint, folder, name, **options):
     """Goes on to the end: all frames (S, N, C, H, W), and the updates."""
     plan = planning.make(scheme.load(name), length=60)
     work = WorkFolder(folder / "video.gif")
-    with work.opened({}, resume=work.facts() is not None):
+    with work.opened({}, work.facts() is not None, "a.pt"):
         updates = list(rollout.run(checkpoint, plan, sampling(3), seed=3, max_batch=2, work=work, **options))
     return torch.stack([frame for update in updates for frame in update.frames], dim=1), updates
 

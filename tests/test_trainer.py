@@ -8,7 +8,8 @@ from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput
-from fdm_cli.trainer import Trainer, learning_rate
+from fdm_cli.run_folder import RunFolder, StopSignals
+from fdm_cli.trainer import Trainer, learning_rate, train
 
 
 def make(*overrides) -> Trainer:
@@ -124,3 +125,25 @@ def test_weightings_weigh_the_error_in_x_0_alike_in_every_parameterization(param
     snr = process.alphas_cumprod[timestep] / (1 - process.alphas_cumprod[timestep])
     expected = error.square().mean(dim=(1, 2, 3, 4)) * (snr.clamp(max=5) if weighting == "min-snr" else 1)
     assert torch.allclose(process.loss_weight(weighting, timestep).double() * losses, expected, rtol=1e-4)
+
+
+def test_a_preview_that_fails_ends_nothing(tmp_path):
+    trainer = make("training.steps=2", "training.preview_every=1", "training.held_out_every=0")
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        folder.sample_path(1).parent.write_text("in the way")
+        stats = list(train(trainer, folder, StopSignals()))
+    assert [one.step for one in stats] == [1, 2]
+    assert all(one.preview is None and "exists" in one.no_preview for one in stats)
+    assert len(folder.checkpoints()) == 1
+
+
+def test_what_a_user_edits_between_two_parts_of_a_run_counts():
+    first = make("training.precision=fp32")
+    first.train_step()
+    second = make("training.precision=bf16", "training.weight_decay=0.5", "training.adam_epsilon=0.1")
+    second.load(first.state())
+    assert {(group["weight_decay"], group["eps"]) for group in second.optimizer.param_groups} == {(0.5, 0.1)}
+    third = make("training.precision=fp16")
+    third.load(first.state())
+    assert third.scaler.state_dict()["scale"] > 1

@@ -18,16 +18,20 @@ def folder(tmp_path):
 
 def interrupt(folder, facts=FACTS, rounds=1, resume=False):
     """Leaves a folder with so many more rounds."""
-    with contextlib.suppress(KeyboardInterrupt), folder.opened(facts, resume), FrameStore((1, 2, 2), 1, {}) as store:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        folder.opened(facts, resume, "a.pt"),
+        FrameStore((1, 2, 2), 1, {}) as store,
+    ):
         for number in range(rounds):
             folder.journal.append({"round": number}, store)
         raise KeyboardInterrupt
 
 
 def test_it_is_hidden_beside_the_output_and_gone_when_all_is_done(folder, tmp_path):
-    with folder.opened(FACTS, resume=False):
+    with folder.opened(FACTS, False, "a.pt"):
         assert [path.name for path in tmp_path.iterdir()] == [".video.gif.work"]
-        assert folder.facts() == FACTS
+        assert folder.facts() == {**FACTS, "checkpoint": "a.pt"}
     assert list(tmp_path.iterdir()) == []
     assert folder.facts() is None
 
@@ -36,56 +40,59 @@ def test_it_stays_when_something_was_finished_and_only_then(folder, tmp_path):
     interrupt(folder, rounds=0)
     assert list(tmp_path.iterdir()) == []
     interrupt(folder, rounds=2)
-    assert folder.facts() == FACTS
-    with folder.opened(FACTS, resume=True):
+    assert folder.facts() == {**FACTS, "checkpoint": "a.pt"}
+    with folder.opened(FACTS, True, "a.pt"):
         assert [folder.journal.next() for _ in range(3)] == [{"round": 0}, {"round": 1}, None]
 
 
 def test_another_run_is_not_resumed(folder):
     interrupt(folder)
     other = {**FACTS, "length": 80}
-    with pytest.raises(BadInput, match=r"was begun with length 160, this is 80") as caught, folder.opened(other, True):
+    with (
+        pytest.raises(BadInput, match=r"was begun with length 160, this is 80") as caught,
+        folder.opened(other, True, "a.pt"),
+    ):
         pass
     assert "--force starts over" in caught.value.hint
-    assert folder.facts() == FACTS
+    assert folder.facts() == {**FACTS, "checkpoint": "a.pt"}
 
 
 def test_starting_over_forgets_everything(folder):
     interrupt(folder)
     (folder.path / ".video.gif.17.part.gif").write_bytes(b"half a video of a killed process")
-    folder.let_replace()
-    with folder.opened(FACTS, resume=False):
+    folder.let_replace(["video.gif"])
+    with folder.opened(FACTS, False, "a.pt"):
         assert folder.journal.next() is None
-        assert not folder.may_replace
+        assert not folder.replaceable
         assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "journal.jsonl", "run.json"]
 
 
 def test_frames_of_which_nobody_says_what_they_are_are_thrown_away(folder):
     """A run that was killed while it was thrown away."""
     interrupt(folder)
-    folder.let_replace()
+    folder.let_replace(["video.gif"])
     (folder.path / "run.json").unlink()
-    with folder.opened(FACTS, resume=True):
+    with folder.opened(FACTS, True, "a.pt"):
         assert folder.journal.next() is None
-        assert not folder.may_replace
+        assert not folder.replaceable
 
 
 def test_going_on_removes_half_written_videos_only(folder):
     interrupt(folder)
     (folder.path / ".frames.17.part").mkdir()
     (folder.path / ".frames.17.part" / "frame-000000.png").touch()
-    folder.let_replace()
-    with folder.opened(FACTS, resume=True):
+    folder.let_replace(["video.gif"])
+    with folder.opened(FACTS, True, "a.pt"):
         assert folder.journal.next() == {"round": 0}
-        assert folder.may_replace
+        assert folder.replaceable == {"video.gif"}
         assert not (folder.path / ".frames.17.part").exists()
 
 
 def test_one_process_at_a_time(folder):
     with (
-        folder.opened(FACTS, resume=False),
+        folder.opened(FACTS, False, "a.pt"),
         pytest.raises(BadInput, match="another process"),
-        WorkFolder(folder.path.with_name("video.gif")).opened(FACTS, resume=False),
+        WorkFolder(folder.path.with_name("video.gif")).opened(FACTS, False, "a.pt"),
     ):
         pass
     assert not folder.path.exists()

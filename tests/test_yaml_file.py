@@ -67,6 +67,11 @@ def test_deep_nesting_is_an_error_not_a_crash():
         parse("{a: " * 5000, "deep.yaml")
 
 
+def test_an_escape_beyond_unicode():
+    with pytest.raises(BadInput, match="not valid YAML"):
+        parse('a: "\\UFFFFFFFF"', "f.yaml")
+
+
 def test_unusable_files(tmp_path):
     (tmp_path / "big.yaml").write_bytes(b"a" * (MAX_BYTES + 1))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")

@@ -123,9 +123,10 @@ def given_frames(
         }
         if scheme.given == "spread" and count > 1 and (whole - 1) % (count - 1):
             apart = (whole - 1) // (count - 1)
+            fewer = f"{apart * (count - 1) + 1} or " if apart > 1 else ""  # at 1 nothing is between them
             output.note(
                 f"the clip's frames stand {apart} or {apart + 1} frames apart, so motion may be uneven: "
-                f"--length {apart * (count - 1) + 1} or {(apart + 1) * (count - 1) + 1} spaces them equally"
+                f"--length {fewer}{(apart + 1) * (count - 1) + 1} spaces them equally"
             )
         still = videos[0].info.frames == 1  # how long that lasts is no rate
         fps = DEFAULT_FPS if still else videos[0].info.fps

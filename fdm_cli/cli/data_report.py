@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdm_cli.cli.render import Output, plural
+from fdm_cli.files import expanded
 
 if TYPE_CHECKING:
     from fdm_cli.config import Config
@@ -119,14 +120,14 @@ def draw_sheet(config: Config) -> Path:
         markers += [
             picture.OBSERVED if observed[place] else picture.LATENT if latent[place] else None for place in order
         ]
-    path = _new_name(Path(config.data.source).expanduser().resolve().stem)
+    path = _new_name(expanded(config.data.source).resolve().stem)
     picture.write_png(path, picture.contact_sheet(frames, labels=labels, markers=markers, columns=len(columns)))
     return path
 
 
 def _new_name(stem: str) -> Path:
     """STEM.clips.png, or STEM-2.clips.png and so on when that is taken."""
-    from fdm_cli.data_files import SHEET_SUFFIX
+    from fdm_cli.video import SHEET_SUFFIX
 
     names = (f"{stem or 'data'}{'' if number == 1 else f'-{number}'}{SHEET_SUFFIX}" for number in itertools.count(1))
     return next(path for path in map(Path, names) if not path.exists())

@@ -242,11 +242,11 @@ def evaluate(
         "bound": finite(dataclasses.asdict(bound)) if bound else None,
         "drift": finite(drift.facts()) if drift else None,
     }
+    if json:  # before the picture, which may fail
+        output.result(facts, "")
     if plot is not None:
         report.draw(plot, prediction, drift, force)
         output.note(f"wrote {plot}")
-    if json:
-        output.result(facts, "")
 
 
 def _parts(only: str | None) -> tuple[str, ...]:
@@ -257,7 +257,7 @@ def _parts(only: str | None) -> tuple[str, ...]:
     for name in chosen:
         if name not in PARTS:
             raise BadInput(f"--only: unknown part {name!r}", did_you_mean(name, PARTS))
-    return tuple(chosen)
+    return tuple(dict.fromkeys(chosen))
 
 
 def _open(config: Config, data: str | None, output: Output) -> Clips:

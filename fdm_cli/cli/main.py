@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -63,6 +64,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, _interrupt)
     settings = Settings()
+    if sys.stderr is None:  # closed: else the next file that is opened would get what is meant for it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     if sys.stdout is None:
         _fail("stdout is closed", "results go there; > /dev/null throws them away", 1)
     try:
@@ -125,10 +129,12 @@ def _flush() -> None:
 
 def _fail(message: str, hint: str | None, code: int) -> NoReturn:
     """Prints the error, if it has words, and exits; stdout may be broken, so nothing more is flushed into it."""
-    if message:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if message and hint:
-        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+    with suppress(OSError):  # nobody may be reading; the exit code still says it
+        if message:
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        if message and hint:
+            print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+        sys.stderr.flush()
     try:
         _flush()
     except OSError:

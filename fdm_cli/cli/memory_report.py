@@ -52,13 +52,7 @@ def check_training(config: Config, device: torch.device, option: str | None, out
         return ""
     if budget is None:
         output.warn("the system does not say how much memory is free; training starts without the memory check")
-    on_t4 = memory.MARGINS["cuda"]
-    return (
-        f"memory: a step needs {gigabytes(peak + margin.on(peak))}"
-        + (f" of {gigabytes(budget.size)} ({budget.source})" if budget else "")
-        + f"; {'fits' if on_t4.fits(peak, T4_USABLE) else 'does not fit'} a T4 "
-        f"({gigabytes(peak + on_t4.on(peak))} of {gigabytes(T4_USABLE)})"
-    )
+    return _standing_line("a step needs", peak, budget, device)
 
 
 def training_plan(
@@ -93,6 +87,7 @@ def sampling_batch(
     output: Output,
     *,
     resumed: bool = False,
+    remark: bool = False,
 ) -> int:
     """How many windows of a plan a network call may take: what was asked for, else the most that fits.
 
@@ -105,6 +100,7 @@ def sampling_batch(
         device: that computes.
         output: for remarks.
         resumed: what was asked for is not an option but what the interrupted run began with.
+        remark: say how it stands, against a T4 too.
 
     Raises:
         BadInput: what was asked for does not fit, with the largest --max-batch that does; or not even one window fits.
@@ -121,20 +117,23 @@ def sampling_batch(
             output.warn("the system does not say how much memory is free; sampling starts without the memory check")
         elif not margin.fits(peak, budget.size):
             largest = call.largest(margin.room(budget.size))
-            if largest and not asked:
-                return largest
-            batch = batch if asked else 1
-            remedy = "not even one window fits; a shorter --window needs less"
-            if largest:
-                remedy = f"--max-batch {largest} fits"
-            if asked and resumed:
-                remedy = "the interrupted run began with so many; it can go on when more memory is free"
-            peak, windows = call.peak(batch), f"{batch} windows" if batch > 1 else "one window"
-            raise BadInput(
-                f"a network call on {windows} of {plan.window} frames needs {gigabytes(peak + margin.on(peak))} "
-                f"of memory, there are {gigabytes(budget.size)} ({budget.source})",
-                remedy,
-            )
+            if not largest or asked:
+                batch = batch if asked else 1
+                remedy = "not even one window fits; a shorter --window needs less"
+                if largest:
+                    remedy = f"--max-batch {largest} fits"
+                if asked and resumed:
+                    remedy = "the interrupted run began with so many; it can go on when more memory is free"
+                peak, windows = call.peak(batch), f"{batch} windows" if batch > 1 else "one window"
+                raise BadInput(
+                    f"a network call on {windows} of {plan.window} frames needs {gigabytes(peak + margin.on(peak))} "
+                    f"of memory, there are {gigabytes(budget.size)} ({budget.source})",
+                    remedy,
+                )
+            wanted = batch = largest
+            peak = call.peak(batch)
+        if remark:
+            output.note(_standing_line(f"a network call on {plural(batch, 'window')} needs", peak, budget, device))
     except memory.NotCounted as error:
         output.warn(f"{error.message}; sampling starts without the memory check")
     return wanted
@@ -174,6 +173,19 @@ def sampling_budget(option: str | None, checkpoint: Checkpoint, device: torch.de
 def gigabytes(size: int) -> str:
     """Bytes for a person, in decimal units as memory is sold: `16.0 GB`, `85 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _standing_line(what: str, peak: int, budget: Budget | None, device: torch.device) -> str:
+    """How a step or call stands against what is there and a T4, with the margins."""
+    from fdm_cli import memory
+
+    here, on_t4 = memory.MARGINS[device.type], memory.MARGINS["cuda"]
+    return (
+        f"memory: {what} {gigabytes(peak + here.on(peak))}"
+        + (f" of {gigabytes(budget.size)} ({budget.source})" if budget else "")
+        + f"; {'fits' if on_t4.fits(peak, T4_USABLE) else 'does not fit'} a T4 "
+        f"({gigabytes(peak + on_t4.on(peak))} of {gigabytes(T4_USABLE)})"
+    )
 
 
 def _standing(found: TrainingMemory | SamplingMemory, budget: Budget | None, what: str) -> list[str]:

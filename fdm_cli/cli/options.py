@@ -98,6 +98,8 @@ def output_path(text: str) -> Path:
     path = Path(text)
     if text.endswith(("/", os.sep)) and path.suffix:
         raise BadInput(f"--output: {text}: a folder of PNG images has a name without a dot", f"{path.stem}/")
+    if path.name in ("", "..") or (path.name.startswith(".") and not path.suffix) or path.name.endswith("."):
+        raise BadInput(f"--output: {text!r} is no name of a video", "for example video.gif, or frames/ for images")
     return path
 
 

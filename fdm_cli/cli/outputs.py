@@ -28,7 +28,8 @@ class Outputs:
         sheets: a contact sheet for each of them, or none.
         work: what is kept until they are complete, or until the run goes on.
         earlier: what the run was that this one goes on with; None when it starts afresh.
-        force: what exists may be replaced.
+        force: whatever exists may be replaced.
+        own: the names of files that may be replaced in any case.
     """
 
     paths: list[Path]
@@ -36,6 +37,7 @@ class Outputs:
     work: WorkFolder
     earlier: dict[str, Any] | None
     force: bool
+    own: frozenset[str]
 
     @staticmethod
     def of(output: Path | None, stem: str, count: int, *, sheet: bool, force: bool, resume: bool) -> Outputs:
@@ -63,10 +65,10 @@ class Outputs:
             raise BadInput(
                 f"{first}: an interrupted run is kept in {work.path}", "--resume goes on with it, --force starts over"
             )
-        force = force or (earlier is not None and work.may_replace)
+        own = work.replaceable if earlier is not None else frozenset()
         paths = _numbered(first, count)
         sheets = [beside(path, ".sheet.png") for path in paths] if sheet else []
-        outputs = Outputs(paths, sheets, work, earlier, force)
+        outputs = Outputs(paths, sheets, work, earlier, force, own)
         outputs.check()
         return outputs
 
@@ -75,9 +77,16 @@ class Outputs:
         from fdm_cli.video_writer import check_output
 
         for path in self.paths:
-            check_output(path, force=self.force)
-        for extra in [*(beside(path, ".json") for path in self.paths), *self.sheets]:
-            refuse_taken(extra, self.force)
+            check_output(path, force=self.force or path.name in self.own)
+        for extra in self._extras():
+            refuse_taken(extra, self.force or extra.name in self.own)
+
+    def let_replace(self) -> None:
+        """An interruption from here on leaves files that may be replaced when the run goes on."""
+        self.work.let_replace(file.name for file in [*self.paths, *self._extras()])
+
+    def _extras(self) -> list[Path]:
+        return [*(beside(path, ".json") for path in self.paths), *self.sheets]
 
 
 def beside(path: Path, suffix: str) -> Path:

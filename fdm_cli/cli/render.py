@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,12 +49,12 @@ class Output:
     def note(self, text: str) -> None:
         """A remark for a person, on stderr."""
         if not (self.quiet or self.mute):
-            print(text, file=sys.stderr, flush=True)
+            _say(text)
 
     def warn(self, text: str) -> None:
         """Something the user should know even when remarks are off."""
         if not self.mute:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            _say(f"warning: {text}")
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
         """The command's result: `data` as JSON, or `text` for a person."""
@@ -71,7 +71,11 @@ class Output:
         if self.mute:
             return
         try:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except UnicodeEncodeError:  # e.g. a file's name that is no text at all
+                encoding = sys.stdout.encoding
+                print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
         except BrokenPipeError:  # the reader went away (`| head`); left to itself, the command line would exit with 1
             raise Silenced(0) from None
         except OSError as error:
@@ -94,6 +98,12 @@ class Output:
                 yield bar
         else:
             yield _Lines(total, unit, done)
+
+
+def _say(text: str) -> None:
+    """On stderr. Its reader may be gone, or the disk full that it goes to: that must not end what is being made."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class _Silence:
@@ -121,7 +131,7 @@ class _Lines:
         left = (self._total - done) / rate if rate else float("inf")
         steps = f"step {part[0]}/{part[1]}" if part[1] else ""
         words = [f"{done}/{self._total} {self._unit}", remark, steps, speed or f"{rate:.3g} {self._unit}/s"]
-        print("  ".join([*filter(None, words), f"{duration(left)} left"]), file=sys.stderr, flush=True)
+        _say("  ".join([*filter(None, words), f"{duration(left)} left"]))
 
 
 @contextmanager

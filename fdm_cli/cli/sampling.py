@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from fdm_cli.cli import memory_report, options
 from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
 from fdm_cli.cli.render import Output, duration, plural
-from fdm_cli.errors import Interrupted
+from fdm_cli.errors import BadInput, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from fdm_cli.films import Films
@@ -118,7 +119,15 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     # What is free differs from process to process; how the work is divided into batches must not.
     max_batch = ranks.smallest(
         memory_report.sampling_batch(
-            checkpoint, asked, widest, plan, budget, device, output, resumed=request.max_batch is None
+            checkpoint,
+            asked,
+            widest,
+            plan,
+            budget,
+            device,
+            output,
+            resumed=request.max_batch is None,
+            remark=not request.dry_run,
         )
     )
     calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks)
@@ -174,10 +183,10 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     began = time.monotonic()
     if ranks.rank == 0:
         facts = {name: report[name] for name in _DECISIVE if name in report}
-        stack.enter_context(files.work.opened(facts, resume=request.resume))
+        stack.enter_context(files.work.opened(facts, request.resume, str(model_file)))
         files.check()  # another run may have chosen the same names, and be done by now
         if files.force:
-            files.work.let_replace()
+            files.let_replace()
     output.note(
         f"{plural(plan.length, 'frame')} with {plan.scheme}: {plural(plan.calls, 'window')} in "
         f"{plural(plan.waves, 'wave')}, {plural(calls, 'network call')} "
@@ -246,7 +255,10 @@ def warn_of_window(plan: Plan, trained: int, output: Output) -> None:
 
 
 def _outputs(request: Request, scheme_name: str) -> Outputs:
-    stem = f"{request.clip.path.stem}-extended" if request.clip else f"sample-{scheme_name}"
+    stem = f"sample-{scheme_name}".replace("/", "-").replace(os.sep, "-")
+    if request.clip:
+        path = request.clip.path
+        stem = f"{(path if path.name else path.resolve()).stem}-extended"  # of the folder `.`, too
     count = 1 if request.grid else request.num_samples
     return Outputs.of(request.output, stem, count, sheet=request.sheet, force=request.force, resume=request.resume)
 
@@ -363,8 +375,11 @@ def _write(
                 films.write(video.to_uint8(frame))
             if stop.received is not None:
                 raise _interrupted(stop.received, update.windows, windows, files)
-        files.check()
-        files.work.let_replace()  # from here on what exists can be this run's own
+        try:
+            files.check()
+        except BadInput as error:  # something has appeared meanwhile
+            raise RunFailed(error.message, "the frames are kept: --resume goes on when it is gone") from None
+        files.let_replace()  # from here on what exists can be this run's own
     for remark in films.remarks:
         output.note(remark)
     if abs(films.fps / fps - 1) > 0.005:

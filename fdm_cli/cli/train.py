@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json as json_module
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
@@ -14,7 +15,7 @@ import typer
 
 from fdm_cli.cli import options
 from fdm_cli.cli.render import Output, duration, plural
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
     from fdm_cli.config import Config
@@ -99,7 +100,7 @@ def train(
         raise BadInput("--resume and --init-from were both given", "a resumed run goes on with its own weights")
     sets = list(overrides or [])
     shortcuts = {
-        "data.source": None if data is None else json_module.dumps(data),
+        "data.source": None if data is None else _quoted(data),
         "data.strict": "true" if strict else None,
         "training.steps": steps,
         "training.batch_size": batch_size,
@@ -119,12 +120,19 @@ def train(
         if init_from is not None and (remark := ranks.share(lambda: _check_start(init_from, config))):
             output.warn(remark)
         if not dry_run:
-            _train(config, RunFolder(path), init_from, device.value, threads, memory_budget, tensorboard, output, ranks)
+            folder = RunFolder(path)
+            _train(config, folder, resume, init_from, device.value, threads, memory_budget, tensorboard, output, ranks)
         elif ranks.rank == 0:
             fresh = init_from is None and not resume
             _show_plan(
                 config, RunFolder(path), data is not None, fresh, device.value, threads, memory_budget, output, ranks
             )
+
+
+def _quoted(text: str) -> str:
+    """A text as `--set` takes it; a byte of a file's name that is no text is escaped."""
+    quoted = json_module.dumps(text, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", quoted)
 
 
 def _configure(
@@ -148,8 +156,8 @@ def _configure(
     else:
         config, name = configuration.load_preset(preset or DEFAULT_PRESET, sets), preset or DEFAULT_PRESET
     path = run or _new_folder(name)
-    if RunFolder(path).checkpoints():
-        raise BadInput(f"{path} already holds a run", "--resume goes on with it; --run names another folder")
+    RunFolder(path).refuse_run()
+    RunFolder(path).refuse_foreign()
     return config, path
 
 
@@ -247,7 +255,12 @@ def _show_plan(
     found = data_report.prepare(config, output)
     if fresh:
         data_report.warn_of_pixels(found, config, output)
-    sheet = data_report.draw_sheet(config) if draw_sheet or config.data.source != BUILT_IN else None
+    sheet = None
+    if draw_sheet or config.data.source != BUILT_IN:
+        try:
+            sheet = data_report.draw_sheet(config)
+        except RunFailed as error:
+            output.warn(f"no sheet of training windows: {error.message}")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
     output.result(
@@ -266,6 +279,7 @@ def _show_plan(
 def _train(
     config: Config,
     folder: RunFolder,
+    resume: bool,
     init_from: Path | None,
     device_name: str,
     threads: int | None,
@@ -284,6 +298,8 @@ def _train(
     from fdm_cli.run_folder import StopSignals
     from fdm_cli.tensorboard import TensorBoard
 
+    if tensorboard:
+        TensorBoard.check()
     device = ranks.device(choose_device(device_name, threads))
     check_precision(config.training.precision, device)
     memory = memory_report.check_training(config, device, memory_budget, output, ranks.size)
@@ -293,6 +309,8 @@ def _train(
         data_report.warn_of_pixels(found, config, output)
     clips, held_out = open_clips(config), open_clips(config, "held-out")
     with folder.locked() if ranks.rank == 0 else nullcontext(), StopSignals() as stop:
+        if not resume:  # one may have begun while the data was prepared
+            ranks.share(folder.refuse_run)
         state, remarks = ranks.share(folder.newest_state)
         for remark in remarks:
             output.warn(remark)
@@ -328,6 +346,8 @@ def _train(
                 if stats.held_out is not None:
                     quarters = " ".join(f"{value:.4f}" for value in stats.held_out.quartiles)
                     output.note(f"step {stats.step}: held-out loss {stats.held_out.loss:.4f} (by noise: {quarters})")
+                if stats.no_preview is not None:
+                    output.warn(f"step {stats.step}: no preview: {stats.no_preview}")
                 if stats.preview is not None:
                     output.note(f"step {stats.step}: preview in {stats.preview}")
                 if board is not None:
@@ -357,6 +377,7 @@ def _open_run(folder: RunFolder, trainer: Trainer, found: Survey, resumed: bool,
     about = data_report.about(found)
     if resumed:
         folder.check_data(found.fingerprint, about)
+        folder.set_aside_after(trainer.step)
     folder.clean()
     folder.forget_metrics_after(trainer.step)
     if from_weights:

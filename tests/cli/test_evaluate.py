@@ -173,6 +173,7 @@ def test_what_is_refused_is_refused_before_anything_is_measured(evaluate, tmp_pa
         (("--fvd-weights", "missing.pt"), "no such file: missing.pt"),
         (("--plot", "a.gif"), "does not end in .png"),
         (("--plot", "a.png", "--only", "bound"), "--only leaves out both"),
+        (("--plot", "a.png", "--only", "bound,bound"), "--only leaves out both"),
         (("--only", "prediction", "--memory-budget", "1MB"), "of memory"),
     ],
 )

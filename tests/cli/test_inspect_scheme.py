@@ -116,6 +116,7 @@ def test_the_picture_fits_the_terminal(arguments, columns):
         (["autoregressive", "--length", "0"], "--length", "--help"),
         (["autoregressive", "--length", "99999999999999999999"], "--length", "--help"),
         (["autoregressive", "--length", "100000000"], "the plan is too large", "smaller"),
+        (["interpolate", "--length", "100000000"], "more than 1,000,000 apart from each other", None),
         (["autoregressive", "--step", "17"], "the step must be from 1 to the window", None),
         (["autoregressive", "--given", "161"], "outside of a video of 160 frames", "length"),
         (["autoregressive", "--given=-200:"], "outside of a video of 160 frames", "length"),

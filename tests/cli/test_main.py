@@ -1,5 +1,6 @@
 """The error boundary, start-up, streams."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from fdm_cli.errors import is_out_of_memory
+from tests.command import environment
 from tests.conftest import ROOT, fdm
 
 
@@ -104,3 +106,20 @@ def test_closed_and_full_stdout():
     full = subprocess.run(f"{sys.executable} -m fdm_cli inspect-scheme single > /dev/full", shell=True, cwd=ROOT,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert (full.returncode, full.stderr) == (1, "error: stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_remarks_that_nobody_gets_end_nothing(tmp_path, redirection):
+    command = (
+        f"{sys.executable} -m fdm_cli train --preset micro --steps 1 --run {tmp_path / 'run'} --json {redirection}"
+    )
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["step"] == 1
+
+
+def test_a_result_that_is_no_text_is_escaped(tmp_path):
+    shipped = (ROOT / "schemes" / "autoregressive.yaml").read_text()
+    (tmp_path / "s.yaml").write_text(shipped.replace("name: autoregressive", "name: größe"))
+    done = fdm("inspect-scheme", "s.yaml", "--summary", cwd=tmp_path, anew=True, PYTHONIOENCODING="ascii")
+    assert done.stdout.startswith("gr\\xf6\\xdfe: ")

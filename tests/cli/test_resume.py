@@ -162,3 +162,38 @@ def test_resume_without_an_interrupted_run_starts_one(micro_checkpoint, tmp_path
     done = fdm(*common, "--resume", cwd=tmp_path)
     assert "no run was interrupted here: starting one" in done.stderr
     assert "exists already" in fdm(*common, "--resume", cwd=tmp_path, check=2).stderr
+
+
+def test_going_on_replaces_only_what_was_the_run_s(micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 60, "--sampling-steps", 3, "-o", "v.npz")
+    (tmp_path / "v.npz").write_text("mine")
+    two = (*common, "--num-samples", 2)
+    assert stop(Command(*two, "--force", cwd=tmp_path), tmp_path / ".v.npz.work", signal.SIGKILL) == -signal.SIGKILL
+    done = fdm(*two, "--resume", "--grid", cwd=tmp_path, check=2)
+    assert "v.npz: exists already" in done.stderr
+    assert (tmp_path / "v.npz").read_text() == "mine"
+    fdm(*two, "--resume", cwd=tmp_path)
+    assert (tmp_path / "v-2.npz").exists()
+
+
+def test_a_run_s_folder_that_has_a_newer_checkpoint(micro_checkpoint, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "step-00000001.pt").write_bytes(micro_checkpoint.read_bytes())
+    common = ("sample", "--checkpoint", "run", "--length", 60, "--sampling-steps", 3, "-o", "v.npz")
+    work = tmp_path / ".v.npz.work"
+    assert stop(Command(*common, cwd=tmp_path), work, signal.SIGTERM) == 143
+    fdm("checkpoint", "convert", micro_checkpoint, checkpoints / "step-00000002.pt")
+    done = fdm(*common, "--resume", cwd=tmp_path, check=2)
+    assert "it was begun with --checkpoint run/checkpoints/step-00000001.pt" in done.stderr
+    fdm(*common[:2], checkpoints / "step-00000001.pt", *common[3:], "--resume", cwd=tmp_path)
+
+
+def test_a_name_as_long_as_file_systems_allow(micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 1)
+    longest = "動" * 78
+    fdm(*common, "-o", f"{longest}.gif", "--sheet", cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{longest}.gif{ending}" for ending in ("", ".json", ".sheet.png")
+    ]
+    assert "longer than 240 bytes" in fdm(*common, "-o", f"{longest}動.gif", cwd=tmp_path, check=2).stderr

@@ -28,6 +28,8 @@ def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
     assert result["frames"] == 160
     assert (result["width"], result["height"], result["fps"]) == (16, 16, 10.0)
     assert result["network_calls"] == 38
+    assert "memory: a network call on 1 window needs" in done.stderr
+    assert "fits a T4" in done.stderr
     assert result["sampler"] == "ddim"
     assert len(result["checkpoint_sha256"]) == 64
     with Image.open(tmp_path / "out.gif") as gif:
@@ -149,6 +151,9 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         (("-o", "no/such/folder.gif"), "no/such"),
         (("-o", "out.gfi"), "out.gfi"),
         (("-o", "run.gif/"), "run.gif/: a folder of PNG images has a name without a dot"),
+        (("-o", "./"), "'./' is no name of a video"),
+        (("-o", ""), "'' is no name of a video"),
+        (("-o", ".gif"), "'.gif' is no name of a video"),
         (("--length", "200000", "-o", "long.gif", "--dry-run"), "at most 150000"),
         (("-o", "exists.gif"), "exists"),
         (("-o", "fresh.gif"), "fresh.gif.json: exists already"),

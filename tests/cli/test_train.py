@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -9,6 +10,8 @@ import torch
 import yaml
 
 from fdm_cli.checkpoint import read_state
+from fdm_cli.errors import BadInput
+from fdm_cli.run_folder import RunFolder
 from tests.command import ROOT, Command
 from tests.conftest import fdm
 
@@ -102,9 +105,51 @@ def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
     assert_equal(run, straight)
 
 
-def test_two_runs_in_one_folder(tmp_path):
-    from fdm_cli.run_folder import RunFolder
+def test_an_unreadable_checkpoint_does_not_count_as_the_newest(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    older, newest = RunFolder(run).checkpoints()[-2:]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"keep_checkpoints: \d+", "keep_checkpoints: 1", settings))
+    step = int(older.stem.removeprefix("step-")) + 1
+    result = fdm("train", "--run", run, "--resume", "--steps", step).stdout.strip()
+    assert result.endswith(f"step-{step:08d}.pt")
+    assert [str(path) for path in RunFolder(run).checkpoints()] == [result]
+    fdm("checkpoint", "info", result)
 
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "metrics.jsonl", "loss.png"])
+def test_a_new_run_does_not_overwrite_what_belongs_to_none(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    done = fdm(*MICRO, "--run", ".", cwd=tmp_path, check=2)
+    assert f"{name} is there already and belongs to no run" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_that_began_meanwhile_is_not_gone_on_with(straight, tmp_path, monkeypatch):
+    """As if it had begun while the data of this one was prepared."""
+    from fdm_cli.cli import data_report
+    from fdm_cli.cli.render import Output
+    from fdm_cli.cli.train import _train
+    from fdm_cli.config import load_preset
+    from fdm_cli.distributed import ALONE
+
+    run, prepare = tmp_path / "run", data_report.prepare
+
+    def slowly(*arguments):
+        shutil.copytree(straight, run)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(data_report, "prepare", slowly)
+    before = (straight / "config.yaml").read_text()
+    with pytest.raises(BadInput, match="already holds a run"):
+        _train(load_preset("micro"), RunFolder(run), False, None, "cpu", 1, None, False, Output(mute=True), ALONE)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_two_runs_in_one_folder(tmp_path):
     with RunFolder(tmp_path / "run").locked():
         done = fdm(*MICRO, "--run", tmp_path / "run", check=2)
     assert "another process is training here" in done.stderr
