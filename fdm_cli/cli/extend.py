@@ -51,10 +51,31 @@ def extend(
     """Continue a clip: its own frames stay, the scheme says where new ones go. --length counts them all."""
     scheme = scheme or ("autoregressive" if until is None else "bridge")
     request = Request(
-        checkpoint, scheme, length, window, step, num_samples, sampler, sampling_steps, eta,
-        options.guidance_weight(guidance, checkpoint), max_batch,
-        output, fps, scale, grid, sheet, force, resume, dry_run, seed, device.value, threads, memory_budget, embedding,
-        compile,
-        ClipRequest(clip, use_last, until),
-    )  # fmt: skip
+        checkpoint=checkpoint,
+        scheme=scheme,
+        length=length,
+        window=window,
+        step=step,
+        num_samples=num_samples,
+        sampler=sampler,
+        sampling_steps=sampling_steps,
+        eta=eta,
+        guidance=options.guidance_weight(guidance, checkpoint),
+        max_batch=max_batch,
+        output=output,
+        fps=fps,
+        scale=scale,
+        grid=grid,
+        sheet=sheet,
+        force=force,
+        resume=resume,
+        dry_run=dry_run,
+        seed=seed,
+        device=device.value,
+        threads=threads,
+        memory_budget=memory_budget,
+        embedding=embedding,
+        compile=compile,
+        clip=ClipRequest(clip, use_last, until),
+    )
     make_videos(request, Output(json, quiet))

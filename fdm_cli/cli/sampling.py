@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fdm_cli.rollout import Update
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """The options of `sample` and `extend`, as they were given."""
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.command import Command
-from tests.conftest import fdm
+from tests.conftest import ROOT, fdm
 
 pytestmark = pytest.mark.slow
 
@@ -188,3 +188,13 @@ def test_force_overwrites(micro_checkpoint, tmp_path):
     (tmp_path / "out.gif").write_bytes(b"old")
     fdm("sample", "--checkpoint", micro_checkpoint, "--length", 3, *FAST, "-o", "out.gif", "--force", cwd=tmp_path)
     assert (tmp_path / "out.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_a_chosen_name_is_one_of_a_file_here(micro_checkpoint, tmp_path):
+    scheme = (ROOT / "schemes" / "autoregressive.yaml").read_text().replace("name: autoregressive", "name: a/b")
+    (tmp_path / "mine.yaml").write_text(scheme)
+    common = ("--checkpoint", micro_checkpoint, "--length", 3, *FAST)
+    assert fdm("sample", *common, "--scheme", "mine.yaml", cwd=tmp_path).stdout.strip() == "sample-a-b-1.gif"
+    frames = tmp_path / "frames"
+    fdm("sample", *common, "-o", frames, cwd=tmp_path)
+    assert fdm("extend", ".", *common[:2], *FAST, "--length", 4, cwd=frames).stdout.strip() == "frames-extended-1.gif"
