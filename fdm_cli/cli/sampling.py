@@ -374,7 +374,8 @@ def _write(
             for frame in update.frames:
                 films.write(video.to_uint8(frame))
             if stop.received is not None:
-                raise _interrupted(stop.received, update.windows, windows, files)
+                kept = None if update.replayed else f"{update.windows} of {windows} windows are"
+                raise _interrupted(stop.received, kept, files)
         try:
             files.check()
         except BadInput as error:  # something has appeared meanwhile
@@ -388,11 +389,11 @@ def _write(
     return chosen
 
 
-def _interrupted(signal: int, done: int, windows: int, files: Outputs) -> Interrupted:
+def _interrupted(signal: int, kept: str | None, files: Outputs) -> Interrupted:
     if not files.work.worthwhile:
         return Interrupted(signal, "interrupted before the first window was finished")
     return Interrupted(
         signal,
-        f"interrupted; {done} of {windows} windows are kept in {files.work.path}",
+        f"interrupted; {kept or 'what was made before is'} kept in {files.work.path}",
         "the same command with --resume goes on",
     )
