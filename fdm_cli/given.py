@@ -119,17 +119,14 @@ def parse(text: str, length: int) -> tuple[tuple[int, int], ...]:
     return merge(spans, length)
 
 
-def _shown(span: range) -> str:
-    return f"{span.start}:{span.stop}:{span.step}"
-
-
 def merge(given: Sequence[Span], length: int) -> tuple[tuple[int, int], ...]:
     """Ranges sorted and joined where they touch; BadInput when one leaves a video of `length` frames."""
     pairs: list[tuple[int, int]] = []
     for span in given:
         if isinstance(span, range) and span.step != 1:
             if len(span) > MOST_SPANS:
-                raise BadInput(f"given frames {_shown(span)}: more than {MOST_SPANS:,} apart from each other")
+                shown = f"{span.start}:{span.stop}:{span.step}"
+                raise BadInput(f"given frames {shown}: more than {MOST_SPANS:,} apart from each other")
             pairs.extend((frame, frame + 1) for frame in span)
             continue
         if isinstance(span, range):

@@ -120,11 +120,12 @@ def run(
             if made is None:
                 own = batches[ranks.rank] if ranks.rank < len(batches) else []
                 own = [_observe(job, plan, choose, store) for job in own]
-                x = None
-                for steps, x in enumerate(sample_batch(checkpoint, plan, own, sampling, store, seed), 1):  # noqa: B007
+                newest = None
+                for steps, x in enumerate(sample_batch(checkpoint, plan, own, sampling, store, seed), 1):
+                    newest = x
                     calls += len(batches)
                     yield Update(done, calls, steps)
-                made = [pair for part in ranks.gather(latent_frames(own, x)) for pair in part]
+                made = [pair for part in ranks.gather(latent_frames(own, newest)) for pair in part]
                 _keep(number, made, store, work)
             else:
                 calls += len(batches) * len(sampling.timesteps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ class TensorBoard:
     def check() -> None:
         """Raises BadInput when tensorboard is not installed: to be known before any work is done."""
         try:
-            import torch.utils.tensorboard  # noqa: F401
+            import_module("torch.utils.tensorboard")
         except ImportError:
             raise BadInput("--tensorboard needs tensorboard", "pip install tensorboard") from None
 

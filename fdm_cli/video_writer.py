@@ -21,7 +21,7 @@ from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
 from fdm_cli.video_info import MAX_FRAME_PIXELS, MAX_PICTURE_FRAMES, MAX_PICTURE_PIXELS, MAX_VIDEO_PIXELS, Frame
 
 SUFFIXES = (".gif", ".mp4", ".npz", ".webp", ".apng")
-MOST_BYTES = 240  # of a name, to which `.sheet.png` or a number may be added
+MOST_BYTES = 240  # of a name, to which `.sheet.png` may be added
 MIN_FPS, MAX_FPS = 0.01, 1000.0
 MAX_SIDE = {".gif": 65535, ".webp": 16383, ".mp4": 16384}
 

@@ -131,7 +131,7 @@ def parse(text: str, name: str) -> Node:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise BadInput(f"{name}{line}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter of escapes beyond Unicode
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the others are of escapes beyond Unicode
         raise BadInput(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if root is None:
         raise BadInput(f"{name}: empty")

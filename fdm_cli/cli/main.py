@@ -66,7 +66,7 @@ def main() -> NoReturn:
     settings = Settings()
     if sys.stderr is None:  # closed: else the next file that is opened would get what is meant for it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = os.fdopen(2, "w", closefd=False)
     if sys.stdout is None:
         _fail("stdout is closed", "results go there; > /dev/null throws them away", 1)
     try:
