@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fdm_cli.ticks import round_step
 from fdm_cli.video_info import Frame
 
 WIDTH, HEIGHT = 900, 520
@@ -121,9 +122,7 @@ def _draw_line(canvas: ImageDraw.ImageDraw, curve: Curve, places: Sequence[tuple
 
 def _ticks(low: float, high: float, least: float = 1.0) -> list[float]:
     """Four to ten round numbers within [low, high], at least `least` apart; whole ones unless that is less than 1."""
-    rough = (high - low) / 8
-    power = 10 ** math.floor(math.log10(rough)) if rough > 0 else 1
-    step = max(least, next(m * power for m in (1, 2, 5, 10) if m * power >= rough))
+    step = max(least, round_step((high - low) / 8 or 1))
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

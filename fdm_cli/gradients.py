@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from fdm_cli.batches import Batch
 from fdm_cli.config import TrainingConfig
 from fdm_cli.diffusion import Process
+from fdm_cli.training_batches import Batch
 from fdm_cli.unet import Window
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fdm_cli.batches import draw_batch
 from fdm_cli.config import Config
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.distributed import Ranks
 from fdm_cli.gradients import clip_losses
 from fdm_cli.randomness import derive_seed
+from fdm_cli.training_batches import draw_batch
 
 CLIPS = 64  # a multiple of 4
 SEED = derive_seed("held-out")

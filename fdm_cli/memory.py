@@ -29,13 +29,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import samplers
 from fdm_cli.attention import Distances
-from fdm_cli.batches import Batch
 from fdm_cli.budget import T4_USABLE, Budget
 from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import FdmError
 from fdm_cli.ghost import Ledger, empty, haunt
 from fdm_cli.gradients import add_gradients
+from fdm_cli.training_batches import Batch
 from fdm_cli.unet import UNet, Window
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fdm_cli.plan import Plan
+from fdm_cli.ticks import round_step
 
 UNKNOWN = (244, 245, 247)
 KNOWN = (205, 210, 216)
@@ -54,7 +55,7 @@ def draw(plan: Plan) -> NDArray[np.uint8]:
 
 def _shown(calls: int) -> range:
     """The stages that have a row: every one, or every second, fifth, tenth..."""
-    return range(0, calls, _round_up(-(-calls // _MOST_ROWS)))
+    return range(0, calls, int(round_step(max(1, -(-calls // _MOST_ROWS)))))
 
 
 def _classes(plan: Plan, rows: range, per_column: int, columns: int) -> NDArray[np.uint8]:
@@ -102,7 +103,7 @@ def _label(
         pen.text((_LEFT - 8, _TOP + high // 2), "given", fill=_INK, font=font, anchor="rm")
     right = canvas.shape[1] - 12
     pen.text((right, _TOP - 6), "wave", fill=_INK, font=font, anchor="rs")
-    for count in range(0, len(rows), _round_up(-(-(_FONT_SIZE + 3) // high))):
+    for count in range(0, len(rows), int(round_step(-(-(_FONT_SIZE + 3) // high)))):
         y = max(_TOP + first + count * high + high // 2, _TOP + 7)
         label = f"{rows[count]:,}" if count else f"stage {rows[0]}"
         pen.text((_LEFT - 8, y), label, fill=_INK, font=font, anchor="rm")
@@ -120,14 +121,4 @@ def _label(
 
 def _ticks(length: int, most: int) -> range:
     """Round frame numbers from 0 on, at most about `most` of them."""
-    return range(0, length, _round_up(-(-length // most)))
-
-
-def _round_up(number: int) -> int:
-    """The least of 1, 2, 5, 10, 20, 50, ... that is at least the number."""
-    unit = 1
-    while True:
-        for factor in (1, 2, 5):
-            if unit * factor >= number:
-                return unit * factor
-        unit *= 10
+    return range(0, length, int(round_step(-(-length // most))))

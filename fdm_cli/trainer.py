@@ -24,7 +24,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
 from fdm_cli import held_out
-from fdm_cli.batches import Ahead, Batch, draw_batch
 from fdm_cli.checkpoint import FORMAT, Checkpoint, load_checkpoint, refuse_mismatch
 from fdm_cli.compiled import compile_blocks, explained
 from fdm_cli.config import Config, TrainingConfig
@@ -37,6 +36,7 @@ from fdm_cli.held_out import HeldOutLoss
 from fdm_cli.preview import write_preview
 from fdm_cli.randomness import derive_seed
 from fdm_cli.run_folder import RunFolder, StopSignals
+from fdm_cli.training_batches import Ahead, Batch, draw_batch
 from fdm_cli.unet import UNet
 
 MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite

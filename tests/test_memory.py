@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from fdm_cli import config as configuration
-from fdm_cli.batches import Batch
 from fdm_cli.budget import T4_USABLE, Budget
 from fdm_cli.dataset import open_clips
 from fdm_cli.memory import MARGINS, SamplingCall, TrainingStep, sampling_memory, training_memory
 from fdm_cli.trainer import Trainer
+from fdm_cli.training_batches import Batch
 from fdm_cli.unet import UNet
 from tests.bench import peak_bytes
 

@@ -44,8 +44,8 @@ def name_left_out(found: Survey, config: Config, output: Output) -> None:
 
 def warn_of_pixels(found: Survey, config: Config, output: Output) -> None:
     """Says when the configuration is made for other pixels than the clips have: those of digits are mostly black."""
-    from fdm_cli.batches import draw_batch
     from fdm_cli.dataset import open_clips
+    from fdm_cli.training_batches import draw_batch
 
     if found.unit == "digits":
         return
@@ -105,8 +105,8 @@ def draw_sheet(config: Config) -> Path:
     import torch
 
     from fdm_cli import picture, video
-    from fdm_cli.batches import draw_batch
     from fdm_cli.dataset import open_clips
+    from fdm_cli.training_batches import draw_batch
 
     batch = draw_batch(config, open_clips(config), 0, SHEET_CLIPS, config.training.seed)
     frames, labels, markers = [], [], []

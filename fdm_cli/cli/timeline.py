@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fdm_cli.plan import Plan, Stage
+from fdm_cli.ticks import round_step
 
 _HEAD_ROWS = 24
 _TAIL_ROWS = 12
@@ -75,12 +76,7 @@ def _row(stage: Stage, index: int, makers: list[int], per_column: int, marks: Ma
 def _axis(length: int, per_column: int, cells: int) -> str:
     """Frame numbers at round places, each beginning above its frame."""
     apart = len(str(length)) + 3
-    spacing = next(
-        unit * factor
-        for unit in (10**power for power in range(12))
-        for factor in (1, 2, 5)
-        if unit * factor >= apart * per_column
-    )
+    spacing = int(round_step(apart * per_column))
     line = ""
     for frame in range(0, length, spacing):
         at = frame // per_column

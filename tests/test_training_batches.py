@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fdm_cli import config as configuration
-from fdm_cli.batches import Ahead, draw_batch, draw_timestep
 from fdm_cli.dataset import open_clips
+from fdm_cli.training_batches import Ahead, draw_batch, draw_timestep
 
 
 @pytest.mark.parametrize("masks", ["paper", "filled", "continued"])
