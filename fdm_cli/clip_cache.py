@@ -239,7 +239,7 @@ class ClipCache:
         array, _ = data_files.read_array(source.path, source.path)
         if array.shape[2:] != (self.size, self.size, self.channels) or not array.flags.c_contiguous:
             return None
-        return source.path.resolve(), int(array.offset)  # type: ignore[attr-defined]
+        return (source.path.resolve(), array.offset) if isinstance(array, np.memmap) else None
 
 
 def _entry(name: str, info: VideoInfo, start: int, frames: int, digest: str) -> CachedVideo:

@@ -120,14 +120,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), Conv3x3(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out_channels))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, out_channels),
-            nn.SiLU(),
-            Dropout(dropout),
-            Conv3x3(out_channels, out_channels),
-        )
+        last = Conv3x3(out_channels, out_channels)
+        zero_(last)
+        self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, out_channels), nn.SiLU(), Dropout(dropout), last)
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
-        zero_(self.out_layers[3])  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
         """(F, C, H, W) -> (F, C', H, W)."""
