@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -140,7 +140,7 @@ class TrainingConfig:
     learning_rate: float = limits(1e-4, 1e-9, 1.0)  # AdamW
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`
-    timestep_shift: float = limits(1.0, 0.1, 10.0)  # above 1 trains more on much noise: see `batches.draw_timestep`
+    timestep_shift: float = limits(1.0, 0.1, 10.0)  # above 1: more on much noise, `training_batches.draw_timestep`
     loss_weighting: Literal["none", "min-snr", "x_0"] = "none"  # by timestep: Process.loss_weight
     adam_epsilon: float = limits(1e-8, 0.0, 1.0)  # gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)
@@ -226,6 +226,16 @@ def from_dict(data: Mapping[str, Any], where: str, overrides: Sequence[str] = ()
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain dicts, lists and scalars; `from_dict` gives the same configuration back."""
     return _plain(dataclasses.asdict(config))
+
+
+def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted name and both values of every setting in which two configurations, or two sections, differ."""
+    for name in (setting.name for setting in dataclasses.fields(one)):
+        mine, others = getattr(one, name), getattr(other, name)
+        if dataclasses.is_dataclass(mine):
+            yield from differences(mine, others, f"{path}{name}.")
+        elif mine != others:
+            yield f"{path}{name}", mine, others
 
 
 def to_yaml(config: Config) -> str:

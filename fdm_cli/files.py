@@ -29,6 +29,11 @@ def refuse_taken(path: Path, force: bool) -> None:
     """Raises BadInput where a file could not be written: it exists and `force` is not given, or has no folder."""
     if path.is_dir() or (os.path.lexists(path) and not force):
         raise BadInput(f"{path}: exists already", None if path.is_dir() else "--force replaces it")
+    refuse_parent(path)
+
+
+def refuse_parent(path: Path) -> None:
+    """Raises BadInput where nothing can be written beside a path: no folder, or one that is not writable."""
     if not path.parent.is_dir():
         raise BadInput(f"{path}: there is no folder {path.parent}", "make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -36,7 +36,7 @@ def clip_losses(
             frame_indices=batch.frame_indices,
             observed_mask=batch.observed,
             latent_mask=batch.latent,
-            window=window or Window.of(batch.frame_indices, batch.observed, batch.latent),
+            window=window,
         )
     return process.loss(batch.x_0, batch.timestep, batch.eps, output.float(), batch.latent)
 
@@ -46,7 +46,7 @@ def add_gradients(
     process: Process,
     batch: Batch,
     training: TrainingConfig,
-    scaler: GradScaler | None = None,
+    scaler: GradScaler,
     window: Window | None = None,
 ) -> Tensor:
     """Adds the gradients of one of the step's `training.accumulation` parts to those that are there.
@@ -67,6 +67,5 @@ def add_gradients(
     if training.loss_weighting != "none":
         losses = losses * process.loss_weight(training.loss_weighting, batch.timestep)
     loss = losses.mean()
-    share = loss / training.accumulation
-    (share if scaler is None else scaler.scale(share)).backward()  # type: ignore[no-untyped-call]
+    scaler.scale(loss / training.accumulation).backward()  # type: ignore[no-untyped-call]
     return loss.detach()

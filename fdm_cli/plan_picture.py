@@ -37,7 +37,7 @@ def draw(plan: Plan) -> NDArray[np.uint8]:
     """
     per_column = max(1, -(-plan.length // (_WIDTH // 2)))
     columns = -(-plan.length // per_column)
-    rows = _shown(plan.calls)
+    rows = _thinned(plan.calls, _MOST_ROWS)
     wide = max(2, min(36, _WIDTH // columns))
     high = max(2, min(16, _HEIGHT // max(len(rows), 1)))
     classes = _classes(plan, rows, per_column, columns)
@@ -51,11 +51,6 @@ def draw(plan: Plan) -> NDArray[np.uint8]:
     canvas = np.full((cells.shape[0] + _TOP + _BOTTOM, width, 3), _PAPER, np.uint8)
     canvas[_TOP : _TOP + cells.shape[0], _LEFT : _LEFT + cells.shape[1]] = cells
     return _label(canvas, plan, rows, per_column, wide, high)
-
-
-def _shown(calls: int) -> range:
-    """The stages that have a row: every one, or every second, fifth, tenth..."""
-    return range(0, calls, int(round_step(max(1, -(-calls // _MOST_ROWS)))))
 
 
 def _classes(plan: Plan, rows: range, per_column: int, columns: int) -> NDArray[np.uint8]:
@@ -94,7 +89,7 @@ def _label(
         title += f"; one row for {rows.step:,} stages"
     pen.text((_LEFT, 8), title, fill=_INK, font=font)
     pen.text((_LEFT - 8, _TOP - 6), "frame", fill=_INK, font=font, anchor="rs")
-    for frame in _ticks(plan.length, 12):
+    for frame in _thinned(plan.length, 12):
         x = _LEFT + frame // per_column * wide + wide // 2
         pen.text((x, _TOP - 6), f"{frame:,}", fill=_INK, font=font, anchor="ms")
         pen.line([(x, _TOP - 4), (x, _TOP - 1)], fill=_INK)
@@ -119,6 +114,6 @@ def _label(
     return np.asarray(image)
 
 
-def _ticks(length: int, most: int) -> range:
-    """Round frame numbers from 0 on, at most about `most` of them."""
-    return range(0, length, int(round_step(-(-length // most))))
+def _thinned(count: int, most: int) -> range:
+    """Numbers from 0 on, about `most` of them: every one, or every second, fifth, tenth..."""
+    return range(0, count, int(round_step(max(1, -(-count // most)))))

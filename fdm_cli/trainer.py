@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
 from fdm_cli import held_out
-from fdm_cli.checkpoint import FORMAT, Checkpoint, load_checkpoint, refuse_mismatch
+from fdm_cli.checkpoint import FORMAT, Checkpoint, refuse_mismatch
 from fdm_cli.compiled import compile_blocks, explained
 from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.dataset import Clips
@@ -35,10 +35,13 @@ from fdm_cli.gradients import add_gradients
 from fdm_cli.held_out import HeldOutLoss
 from fdm_cli.preview import write_preview
 from fdm_cli.randomness import derive_seed
-from fdm_cli.run_folder import RunFolder, StopSignals
+from fdm_cli.run_folder import RunFolder
+from fdm_cli.signals import StopSignals
 from fdm_cli.training_batches import Ahead, Batch, draw_batch
 from fdm_cli.unet import UNet
 
+# Of what no shape shows, what weights do not depend on.
+INDEPENDENT = ("model.dropout", "model.window", "model.image_size", "model.attention_resolutions")
 MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite
 
 
@@ -189,9 +192,9 @@ class Trainer:
         model = cast(UNet, self.ema.module)
         return Checkpoint(self.config, self.step, self.process, model, sha256="", format=FORMAT, resumable=True)
 
-    def start_from(self, path: Path) -> None:
-        """Takes the weights of a checkpoint of any known format, at step 0. Raises as `fitting` does."""
-        weights = fitting(path, self.config).model.state_dict()
+    def start_from(self, start: Checkpoint) -> None:
+        """Takes a checkpoint's weights, at step 0; they must fit, see `refuse_unfit`."""
+        weights = start.model.state_dict()
         self.model.load_state_dict(weights)
         self.ema.module.load_state_dict(weights)
 
@@ -210,10 +213,10 @@ class Trainer:
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint's content. Raises BadInput when it is that of another network or process."""
         saved = configuration.from_dict(state["config"], "checkpoint")
-        for section in ("model", "diffusion"):
-            if (name := _first_difference(getattr(saved, section), getattr(self.config, section))) is not None:
+        for name, _, _ in configuration.differences(saved, self.config):
+            if name.startswith(("model.", "diffusion.")):
                 raise BadInput(
-                    f"the run's checkpoints have another {section}.{name} than its config.yaml",
+                    f"the run's checkpoints have another {name} than its config.yaml",
                     "--run names another folder for another network or process",
                 )
         self.model.load_state_dict(state["model"])
@@ -229,40 +232,22 @@ class Trainer:
         self.step = state["step"]
 
 
-def fitting(path: Path, config: Config) -> Checkpoint:
-    """A checkpoint whose weights a run can start from.
-
-    Raises:
-        BadInput: unreadable, or of another architecture, with the first key or setting that differs.
-    """
-    start = load_checkpoint(path)
+def refuse_unfit(start: Checkpoint, config: Config, path: Path) -> None:
+    """Raises BadInput for weights that a run cannot start from, with the first key or setting that differs."""
     with torch.device("meta"):
         expected = UNet(config).state_dict()
     what = f"{path}: the weights do not fit the model to train"
     refuse_mismatch(expected, start.model.state_dict(), what)
-    # Of what no shape shows, what weights do not depend on.
-    name = _first_difference(
-        start.config.model, config.model, but=("dropout", "window", "image_size", "attention_resolutions")
-    )
-    if name is not None:
-        own, wanted = (getattr(one.model, name) for one in (start.config, config))
-        raise BadInput(f"{what}: they were trained with model.{name} {own}, not {wanted}")
-    return start
+    for name, own, wanted in configuration.differences(start.config.model, config.model, "model."):
+        if name not in INDEPENDENT:
+            raise BadInput(f"{what}: they were trained with {name} {own}, not {wanted}")
 
 
 def other_process(start: Checkpoint, config: Config) -> str | None:
     """What the weights that a run starts from were not trained for: the first setting of the process that differs."""
-    name = _first_difference(start.config.diffusion, config.diffusion)
-    if name is None:
-        return None
-    own, wanted = (getattr(one.diffusion, name) for one in (start.config, config))
-    return f"the weights were trained with diffusion.{name} {own}, this run has {wanted}"
-
-
-def _first_difference(one: Any, other: Any, but: Sequence[str] = ()) -> str | None:
-    """The first field of two dataclasses of a kind that differs."""
-    names = (field.name for field in fields(one) if field.name not in but)
-    return next((name for name in names if getattr(one, name) != getattr(other, name)), None)
+    for name, own, wanted in configuration.differences(start.config.diffusion, config.diffusion, "diffusion."):
+        return f"the weights were trained with {name} {own}, this run has {wanted}"
+    return None
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:

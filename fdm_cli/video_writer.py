@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import hidden_name, sync, write_failures
+from fdm_cli.files import hidden_name, refuse_parent, sync, write_failures
 from fdm_cli.video import read
 from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
 from fdm_cli.video_info import MAX_FRAME_PIXELS, MAX_PICTURE_FRAMES, MAX_PICTURE_PIXELS, MAX_VIDEO_PIXELS, Frame
@@ -26,12 +26,12 @@ MIN_FPS, MAX_FPS = 0.01, 1000.0
 MAX_SIDE = {".gif": 65535, ".webp": 16383, ".mp4": 16384}
 
 
-def check_output(path: str | Path, force: bool = False) -> str:
+def check_output(path: Path, force: bool = False) -> str:
     """Refuses an output that could not be written, before any work is done for it.
 
     Args:
-        path: where the video shall go; its extension says the format. One that ends in "/" or has no extension is a
-            folder, which gets frame-000000.png and so on.
+        path: where the video shall go; its extension says the format. One without is a folder, which gets
+            frame-000000.png and so on.
         force: replace what is there. A folder is replaced only when it holds nothing but such frames.
 
     Returns:
@@ -40,32 +40,29 @@ def check_output(path: str | Path, force: bool = False) -> str:
     Raises:
         BadInput: unknown extension, existing output, missing or unwritable parent folder.
     """
-    target, suffix = Path(path), Path(path).suffix.lower()
-    is_folder = str(path).endswith(("/", os.sep)) or not suffix
+    suffix = path.suffix.lower()
+    is_folder = not suffix
     known = f"known: {', '.join(SUFFIXES)}, or a name without ending for {FOLDER}"
     if not is_folder and suffix not in SUFFIXES:
         raise BadInput(f"{path}: cannot write {suffix} files", known)
-    if target.name in ("", ".."):
+    if path.name in ("", ".."):
         raise BadInput(f"{path}: cannot be replaced by a video", "name a new folder or file")
-    if len(os.fsencode(target.name)) > MOST_BYTES:
+    if len(os.fsencode(path.name)) > MOST_BYTES:
         raise BadInput(f"{path}: the name is longer than {MOST_BYTES} bytes", "with its endings, 255 are allowed")
-    if not target.parent.is_dir():
-        raise BadInput(f"{path}: there is no folder {target.parent}", "make it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise BadInput(f"{path}: the folder {target.parent} is not writable", "choose another place")
-    if target.is_dir() and not is_folder:
+    refuse_parent(path)
+    if path.is_dir() and not is_folder:
         raise BadInput(f"{path}: is a folder", "choose another name")
-    if os.path.lexists(target):
-        if is_folder and not target.is_dir():
+    if os.path.lexists(path):
+        if is_folder and not path.is_dir():
             raise BadInput(f"{path}: is a file, not a folder", f"choose another name; {known}")
-        if is_folder and not all(_is_frame(entry) for entry in target.iterdir()):
+        if is_folder and not all(_is_frame(entry) for entry in path.iterdir()):
             raise BadInput(f"{path}: the folder holds other files than frames", "choose a new or empty folder")
-        if not force and not (is_folder and not any(target.iterdir())):
+        if not force and not (is_folder and not any(path.iterdir())):
             raise BadInput(f"{path}: exists already", "--force replaces it")
     return FOLDER if is_folder else suffix
 
 
-def real_fps(path: str | Path, fps: float) -> float:
+def real_fps(path: Path, fps: float) -> float:
     """The rate that a file of this name can hold and that is nearest to `fps`.
 
     A GIF's frames last whole hundredths of a second, a WebP's whole milliseconds; theirs and an APNG's at least 20
@@ -76,7 +73,7 @@ def real_fps(path: str | Path, fps: float) -> float:
     """
     if not MIN_FPS <= fps <= MAX_FPS:
         raise BadInput(f"{fps:g} frames per second is not between {MIN_FPS} and {MAX_FPS:g}", "--fps N sets the rate")
-    suffix = Path(path).suffix.lower()
+    suffix = path.suffix.lower()
     if suffix == ".gif":
         return 100 / min(65535, max(2, round(100 / fps)))
     if suffix == ".webp":
@@ -87,7 +84,7 @@ def real_fps(path: str | Path, fps: float) -> float:
 
 
 def open_writer(
-    path: str | Path,
+    path: Path,
     fps: float,
     *,
     force: bool = False,
@@ -110,7 +107,7 @@ def open_writer(
     """
     kind = check_output(path, force)
     if size is not None:
-        _check_size(Path(path), kind, *size)
+        _check_size(path, kind, *size)
         most = MAX_VIDEO_PIXELS if kind in (".mp4", ".npz", FOLDER) else MAX_PICTURE_PIXELS
         if size[0] * size[1] * (frames or 1) > most:
             raise BadInput(
@@ -119,7 +116,7 @@ def open_writer(
             )
     if frames is not None and frames > MAX_PICTURE_FRAMES and kind not in (".mp4", ".npz"):
         raise BadInput(f"{path}: {frames} frames; such files hold at most {MAX_PICTURE_FRAMES}", "write .mp4 or .npz")
-    return Writer(Path(path), kind, real_fps(path, fps), force, folder)
+    return Writer(path, kind, real_fps(path, fps), force, folder)
 
 
 class Writer:
@@ -213,7 +210,7 @@ class Writer:
             sync(entry)
         sync(self._temporary)
         if os.path.lexists(self.path):
-            check_output(f"{self.path}/" if self.kind == FOLDER else self.path, self.force)
+            check_output(self.path, self.force)
         if self.path.is_dir():
             old = self._temporary.with_suffix(".old")
             self.path.rename(old)

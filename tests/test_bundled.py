@@ -25,7 +25,7 @@ def test_the_card_is_about_this_file():
     assert f"{sum(parameter.numel() for parameter in checkpoint.model.parameters()):,} parameters" in CARD
     assert BUNDLED_MODEL.stat().st_size <= 10_000_000
     assert (checkpoint.config.model, checkpoint.config.diffusion) == (PRESET.model, PRESET.diffusion)
-    # Windows of the last leg began where those of the legs before had got to.
+    # In the last leg windows no longer grew: those of the legs before had got to their full length.
     grown = {"first_clip_length": PRESET.data.first_clip_length, "growth_steps": PRESET.data.growth_steps}
     assert replace(checkpoint.config.data, **grown) == PRESET.data
     assert checkpoint.clip_length == PRESET.data.clip_length == 160

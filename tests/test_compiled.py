@@ -7,12 +7,9 @@ from fdm_cli.checkpoint import read_state
 from fdm_cli.compiled import compile_blocks
 from fdm_cli.unet import UNet
 from tests.conftest import fdm
+from tests.networks import SMALLEST, SMALLEST_OPTIONS, randomise
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the compiler, about itself
-
-# The smallest network there is.
-SMALLEST = ("model.image_size=8", "model.window=4", "data.clip_length=4", "model.channel_mult=[1]",
-            "model.attention_resolutions=[4]")  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,9 +25,7 @@ def network():
     """One whose blocks are not the identity that they start as."""
     torch.manual_seed(0)
     model = UNet(configuration.load_preset("micro", SMALLEST)).train()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
+    randomise(model, std=0.05)
     return model
 
 
@@ -68,8 +63,7 @@ def test_outputs_and_gradients_are_the_eager_ones_whatever_the_number_of_latent_
 
 
 def test_training_and_sampling(tmp_path):
-    sets = [part for value in SMALLEST for part in ("--set", value)]
-    common = ("train", "--preset", "micro", *sets, "--steps", 3, "--quiet")
+    common = ("train", "--preset", "micro", *SMALLEST_OPTIONS, "--steps", 3, "--quiet")
     fdm(*common, "--run", "eager", cwd=tmp_path)
     fdm(*common, "--set", "training.compile=true", "--run", "compiled", cwd=tmp_path)
     mine, other = (read_state(tmp_path / run / "checkpoints" / "step-00000003.pt") for run in ("compiled", "eager"))

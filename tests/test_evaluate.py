@@ -16,6 +16,7 @@ from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput
 from fdm_cli.evaluate import held_out_clips, measure_bound, predict, real_statistics, roll_out
 from fdm_cli.unet import UNet
+from tests.networks import randomise
 
 SETTINGS = ("model.window=6", "data.clip_length=8", "diffusion.parameterization=x_0")
 GIVEN = 2
@@ -38,9 +39,7 @@ def checkpoint_of(model=None):
     if model is None:
         torch.manual_seed(0)
         model = UNet(config).eval()
-        for parameter in model.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
+        randomise(model)
     return Checkpoint(config, 1, Process(config.diffusion), model, sha256="", format="fdm", resumable=False)
 
 

@@ -12,12 +12,13 @@ from fdm_cli import config as configuration
 from fdm_cli import plan as planning
 from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
-from fdm_cli.cli.inspect_scheme import as_data
+from fdm_cli.cli.plan_report import as_data
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.unet import UNet
 from fdm_cli.work_folder import WorkFolder
 from tests.conftest import ROOT
+from tests.networks import randomise
 
 
 def random_checkpoint():
@@ -25,9 +26,7 @@ def random_checkpoint():
     config = configuration.load_preset("micro", ["model.image_size=8", "model.attention_resolutions=[4, 2]"])
     torch.manual_seed(0)
     model = UNet(config).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
+    randomise(model)
     return Checkpoint(config, 0, Process(config.diffusion), model, "0" * 64, "fdm", resumable=False)
 
 

@@ -8,7 +8,8 @@ from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput
-from fdm_cli.run_folder import RunFolder, StopSignals
+from fdm_cli.run_folder import RunFolder
+from fdm_cli.signals import StopSignals
 from fdm_cli.trainer import Trainer, learning_rate, train
 
 

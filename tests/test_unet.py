@@ -8,6 +8,7 @@ import torch
 from fdm_cli.attention import Distances, TemporalBias
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig
 from fdm_cli.unet import UNet, Window
+from tests.networks import randomise
 from tests.oracle import OracleUNet
 from tests.reference import ARCHITECTURES
 
@@ -17,14 +18,6 @@ def network(name: str, timesteps: int = 50, **changes) -> UNet:
     diffusion = DiffusionConfig(timesteps=timesteps, rescale_timesteps=name == "fdm-official")
     torch.manual_seed(0)
     return UNet(Config(model=model, diffusion=diffusion)).eval()
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Zero-initialised layers would hide what stands before them."""
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
 
 
 def inputs(clips=2, frames=6, size=16, channels=1, seed=0):

@@ -37,7 +37,7 @@ def clip(frames=12, height=20, width=24, channels=1):
 
 
 def write(path, frames, fps=10.0, **options):
-    with open_writer(path, fps, **options) as writer:
+    with open_writer(Path(path), fps, **options) as writer:
         for frame in frames:
             writer.write(frame)
     return writer
@@ -158,7 +158,7 @@ def test_mp4_is_close_and_plays_everywhere(tmp_path, height, width, channels):
     ],
 )
 def test_the_rate_is_what_the_writer_says(tmp_path, name, fps, real):
-    assert real_fps(name, fps) == pytest.approx(real)
+    assert real_fps(Path(name), fps) == pytest.approx(real)
     assert write(tmp_path / name, clip(3), fps).fps == pytest.approx(real)
     assert video.probe(tmp_path / name).fps == pytest.approx(real, rel=1e-4)
 
@@ -166,7 +166,7 @@ def test_the_rate_is_what_the_writer_says(tmp_path, name, fps, real):
 @pytest.mark.parametrize("fps", [0, -1, 1e9, float("nan"), float("inf")])
 def test_absurd_rates_are_refused(fps):
     with pytest.raises(BadInput, match="frames per second"):
-        real_fps("a.gif", fps)
+        real_fps(Path("a.gif"), fps)
 
 
 # Pictures from elsewhere.
@@ -532,15 +532,16 @@ def test_fit_leaves_alone_what_fits_and_crops_the_centre():
         ("none/a.gif", "no folder", None),
         ("a.gfi", "cannot write .gfi", "known: .gif"),
         ("a.txt", "cannot write .txt", ".mp4"),
-        ("there.gif/", "is a file, not a folder", None),
-        ("full/", "holds other files", None),
-        ("frames/", "exists already", "--force"),
+        ("there", "is a file, not a folder", None),
+        ("full", "holds other files", None),
+        ("frames", "exists already", "--force"),
         ("/", "cannot be replaced", None),
     ],
 )
 def test_outputs_are_checked_before_any_work(tmp_path, monkeypatch, output, says, hint):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.gif").write_text("precious")
+    for name in ("there", "there.gif"):
+        (tmp_path / name).write_text("precious")
     (tmp_path / "folder.gif").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
@@ -548,7 +549,7 @@ def test_outputs_are_checked_before_any_work(tmp_path, monkeypatch, output, says
     (tmp_path / "frames" / "frame-000000.png").write_text("precious")
     for attempt in (check_output, lambda path: open_writer(path, 10)):
         with pytest.raises(BadInput, match=says) as caught:
-            attempt(output)
+            attempt(Path(output))
         assert hint is None or hint in (caught.value.hint or "")
 
 
@@ -560,14 +561,14 @@ def test_force_replaces(tmp_path):
     assert listing(tmp_path) == ["a.gif", "frames"]
     (tmp_path / "frames" / "thesis.txt").write_text("precious")
     with pytest.raises(BadInput, match="holds other files"):
-        open_writer(f"{tmp_path}/frames", 10, force=True)
+        open_writer(tmp_path / "frames", 10, force=True)
 
 
 def test_unwritable_folder():
     code = (
         "import os, sys; from fdm_cli.video_writer import check_output;"
         "os.geteuid() or os.setuid(65534);"  # root may write anywhere
-        "check_output(sys.argv[1])"
+        "from pathlib import Path; check_output(Path(sys.argv[1]))"
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o555)
@@ -609,13 +610,14 @@ def test_what_appears_meanwhile_is_not_overwritten(tmp_path):
 
 FULL_DISK = """
 import resource, sys
+from pathlib import Path
 import numpy as np
 from fdm_cli.errors import RunFailed
 from fdm_cli.video_writer import open_writer
 noise = np.random.default_rng(0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
-    with open_writer(sys.argv[1], 10) as writer:
+    with open_writer(Path(sys.argv[1]), 10) as writer:
         for _ in range(60):
             writer.write(noise.integers(0, 256, (64, 64, 3), np.uint8))
 except RunFailed as error:
@@ -643,7 +645,7 @@ from fdm_cli.video import read
 from fdm_cli.video_writer import open_writer
 def print_peak():
     print(int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1024)
-path, frames = sys.argv[1], int(sys.argv[2])
+path, frames = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 noise = np.random.default_rng(0).integers(0, 256, (32, 32, 1), np.uint8)
 with open_writer(path, 25, frames=frames) as writer:
     for index in range(frames):

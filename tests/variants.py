@@ -29,27 +29,16 @@ BASE = [
     "training.ema_decay=0.99",
     "training.warmup_steps=50",
 ]
-FLAT = ["model.patch_size=4", "model.channel_mult=[1]"]
 VARIANTS = {
     "base": [],
-    "narrow": ["model.channel_mult=[1,2]"],
-    "wide": ["model.model_channels=64", "model.channel_mult=[1,2]"],
     "patch-1": ["model.patch_size=1", "model.channel_mult=[1,2,4]"],
-    "patch-4": [*FLAT, "model.model_channels=128"],
-    "patch-4-narrow": [*FLAT, "model.model_channels=64"],
-    "deep": ["model.channel_mult=[1,2]", "model.num_res_blocks=2"],
+    "patch-4": ["model.patch_size=4", "model.channel_mult=[1]", "model.model_channels=128"],
     "no-bias": ["model.temporal_bias=none"],
-    "no-positions": ["model.positions=none"],
     "normalised-residual": ["model.attention_residual=normalised"],
-    "raw-pixels": ["diffusion.data_mean=0", "diffusion.data_std=1"],
     "eps": ["diffusion.parameterization=eps"],
     "x_0": ["diffusion.parameterization=x_0"],
-    "cosine": ["diffusion.betas=cosine"],
     "even-timesteps": ["training.timestep_shift=1"],
     "min-snr": ["training.loss_weighting=min-snr"],
-    "paper-masks": ["data.masks=paper"],
-    "clip-160": ["data.clip_length=160"],
-    "batch-4": ["training.batch_size=4"],
     "attend-16": ["model.attention_resolutions=[8,16]"],
 }
 GIVEN, CLIPS = 8, 64

@@ -28,7 +28,7 @@ SourceFile = Annotated[
 def info(
     file: SourceFile,
     json: options.Json = False,
-    debug: options.Debug = False,  # noqa: ARG001
+    _debug: options.Debug = False,
 ) -> None:
     """Check a checkpoint file and show what is in it."""
     from fdm_cli import config as configuration
@@ -66,7 +66,7 @@ def convert(
     half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision.")] = False,
     force: options.Force = False,
     json: options.Json = False,
-    debug: options.Debug = False,  # noqa: ARG001
+    _debug: options.Debug = False,
 ) -> None:
     """Write the (EMA) weights with their configuration, without what only training needs, in fdm's own format."""
     endings = (".pt", ".safetensors")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHEET_CLIPS = 8  # rows of the sheet
 SHEET_FRAMES = 32  # the most columns
+MOST_COUNTS = 6  # kinds, sizes and rates that are named
 
 
 def prepare(config: Config, output: Output) -> Survey:
@@ -94,10 +95,10 @@ def _short(found: Survey, config: Config) -> str:
     return f"left out {len(found.short)} shorter than data.clip_length {config.data.clip_length}: {names}{more}"
 
 
-def _counts(counts: dict[str, int], most: int = 6) -> str:
+def _counts(counts: dict[str, int]) -> str:
     """`GIF (12), MP4 (3)`, the most frequent first."""
-    shown = [f"{name} ({count})" for name, count in list(counts.items())[:most]]
-    return ", ".join(shown) + (f" and {len(counts) - most} others" if len(counts) > most else "")
+    shown = [f"{name} ({count})" for name, count in list(counts.items())[:MOST_COUNTS]]
+    return ", ".join(shown) + (f" and {len(counts) - MOST_COUNTS} others" if len(counts) > MOST_COUNTS else "")
 
 
 def draw_sheet(config: Config) -> Path:

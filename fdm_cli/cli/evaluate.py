@@ -14,8 +14,8 @@ from fdm_cli import given as givens
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import evaluation_report as report
 from fdm_cli.cli import memory_report, options
+from fdm_cli.cli.plan_report import warn_of_reach
 from fdm_cli.cli.render import Output, Progress, plural
-from fdm_cli.cli.sampling import warn_of_reach
 from fdm_cli.errors import BadInput, did_you_mean
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def evaluate(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001
+    _debug: options.Debug = False,
 ) -> None:
     """Measure a model on held-out clips: prediction, variational bound, drift.
 

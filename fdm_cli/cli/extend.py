@@ -46,7 +46,7 @@ def extend(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001
+    _debug: options.Debug = False,
 ) -> None:
     """Continue a clip: its own frames stay, the scheme says where new ones go. --length counts them all."""
     scheme = scheme or ("autoregressive" if until is None else "bridge")
@@ -60,7 +60,7 @@ def extend(
         sampler=sampler,
         sampling_steps=sampling_steps,
         eta=eta,
-        guidance=options.guidance_weight(guidance, checkpoint),
+        guidance=guidance,
         max_batch=max_batch,
         output=output,
         fps=fps,

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,11 +14,11 @@ from fdm_cli import given as givens
 from fdm_cli import plan as planner
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
-from fdm_cli.cli.options import MAX_FRAMES, MAX_WINDOW, Debug, Json, Quiet, check_plot, checkpoint_path
-from fdm_cli.cli.render import Output, plural
-from fdm_cli.cli.sampling import warn_of_blind, warn_of_window
+from fdm_cli.cli.options import Debug, Force, Json, Quiet, check_plot, checkpoint_path
+from fdm_cli.cli.plan_report import as_data, describe, warn_of_blind, warn_of_window
+from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
-from fdm_cli.plan import Plan
+from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW, Plan
 
 
 def inspect_scheme(
@@ -27,7 +27,7 @@ def inspect_scheme(
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option("--length", metavar="N", min=1, max=MAX_FRAMES, help="Frames of the whole video, given ones too."),
+        typer.Option("--length", metavar="N", min=1, max=MAX_LENGTH, help="Frames of the whole video, given ones too."),
     ] = None,
     window: Annotated[
         int | None, typer.Option("--window", metavar="N", min=1, max=MAX_WINDOW, help="Frames a window.")
@@ -53,7 +53,7 @@ def inspect_scheme(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Also write the picture as a PNG file.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    force: Force = False,
     quiet: Quiet = False,
     _debug: Debug = False,
 ) -> None:
@@ -93,52 +93,6 @@ def inspect_scheme(
     else:
         words = describe(plan, clip_length)
         output.result({}, words if summary else f"{picture(plan)}\n\n{words}")
-
-
-def as_data(plan: Plan, *, with_stages: bool = True) -> dict[str, Any]:
-    """The plan as JSON prints it."""
-    data: dict[str, Any] = {
-        "scheme": plan.scheme,
-        "length": plan.length,
-        "window": plan.window,
-        "step": plan.step,
-        "given": plan.given,
-        "calls": plan.calls,
-        "waves": plan.waves,
-        "reach": plan.reach,
-    }
-    if plan.closed:
-        data["closed"] = True
-    if with_stages:
-        data["stages"] = [
-            {"wave": stage.wave, "observed": stage.observed, "latent": stage.latent}
-            if stage.observed is not None
-            else {"wave": stage.wave, "observed": None, "observed_count": stage.observed_count, "latent": stage.latent}
-            for stage in plan.stages
-        ]
-    return data
-
-
-def describe(plan: Plan, clip_length: int | None = None) -> str:
-    """The plan in two lines: its sizes, and what it costs.
-
-    Args:
-        plan: the plan.
-        clip_length: the longest clip, in frames, that the model was trained on; adds how the reach stands to it.
-    """
-    counts = list(plan.stages.observed_counts)
-    low, high = min(counts, default=0), max(counts, default=0)
-    observed = f"{low}" if low == high else f"{low} to {high} (mean {sum(counts) / len(counts):.1f})"
-    reach = f"reach {plural(plan.reach, 'frame')}"
-    if clip_length is not None:
-        fits = plan.reach < clip_length
-        reach += f" ({'within' if fits else 'beyond'} the {clip_length:,} frames of a training clip)"
-    given = f", given {_shorten(givens.as_typed(plan.given))}" if plan.given else ""
-    return (
-        f"{plan.scheme}: {plural(plan.length, 'frame')}, window {plan.window}, step {plan.step}{given}\n"
-        f"{plural(plan.calls, 'call')} in {plural(plan.waves, 'wave')}, "
-        f"observed frames per call {observed}, {reach}"
-    )
 
 
 def picture(plan: Plan) -> str:
@@ -189,7 +143,3 @@ def _shows_unicode() -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37].rpartition(',')[0]},..."

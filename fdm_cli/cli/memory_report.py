@@ -29,7 +29,7 @@ def budget_of(option: str | None, device: torch.device) -> Budget | None:
     return Budget(parse_size(option), "--memory-budget") if option else budget.available(device)
 
 
-def check_training(config: Config, device: torch.device, option: str | None, output: Output, ranks: int = 1) -> str:
+def check_training(config: Config, device: torch.device, option: str | None, output: Output, ranks: int) -> str:
     """Refuses a step that does not fit the budget.
 
     Returns:
@@ -56,7 +56,7 @@ def check_training(config: Config, device: torch.device, option: str | None, out
 
 
 def training_plan(
-    config: Config, device: torch.device, option: str | None, ranks: int = 1
+    config: Config, device: torch.device, option: str | None, ranks: int
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """For `--dry-run`: the memory as a plain dict, None when it cannot be estimated, and as lines for a person."""
     from fdm_cli import memory

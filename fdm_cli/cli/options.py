@@ -14,9 +14,8 @@ import fdm_cli
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
 from fdm_cli.files import refuse_taken
+from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW
 
-MAX_FRAMES = 100_000_000
-MAX_WINDOW = 4096
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
 BUNDLED_GUIDANCE = 1.75  # what a model gains by it depends on how good it is: README.md has the table for this one
 
@@ -128,7 +127,7 @@ Length = Annotated[
         "--length",
         metavar="N",
         min=1,
-        max=MAX_FRAMES,
+        max=MAX_LENGTH,
         help="Frames of the whole video; default: the scheme's.",
     ),
 ]
@@ -138,7 +137,7 @@ ExtendLength = Annotated[
         "--length",
         metavar="N",
         min=1,
-        max=MAX_FRAMES,
+        max=MAX_LENGTH,
         help="Frames of the whole video; default: the scheme's, or twice the given ones.",
     ),
 ]
@@ -216,7 +215,7 @@ Embedding = Annotated[
 ]
 UseLast = Annotated[
     int | None,
-    typer.Option("--use-last", metavar="N", min=1, max=MAX_FRAMES, help="Take only the clip's last N frames."),
+    typer.Option("--use-last", metavar="N", min=1, max=MAX_LENGTH, help="Take only the clip's last N frames."),
 ]
 Until = Annotated[
     Path | None,

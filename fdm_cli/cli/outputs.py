@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fdm_cli.cli.plan_report import stage_data
 from fdm_cli.errors import BadInput
 from fdm_cli.files import refuse_taken
 
@@ -102,8 +103,7 @@ def write_report(path: Path, report: Mapping[str, Any], stages: Iterable[Stage])
         file.write(json.dumps(report, indent=2).removesuffix("\n}"))
         separator = ',\n  "stages": [\n    '
         for stage in stages:
-            data = {"wave": stage.wave, "observed": stage.observed, "latent": stage.latent}
-            file.write(separator + json.dumps(data))
+            file.write(separator + json.dumps(stage_data(stage)))
             separator = ",\n    "
         file.write("\n  ]\n}\n")
 

@@ -35,7 +35,7 @@ def sample(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001
+    _debug: options.Debug = False,
 ) -> None:
     """Make a new video of any length, window by window, as the scheme says."""
     request = Request(
@@ -48,7 +48,7 @@ def sample(
         sampler=sampler,
         sampling_steps=sampling_steps,
         eta=eta,
-        guidance=options.guidance_weight(guidance, checkpoint),
+        guidance=guidance,
         max_batch=max_batch,
         output=output,
         fps=fps,

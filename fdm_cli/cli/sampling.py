@@ -15,10 +15,12 @@ from fdm_cli import __version__, scheme
 from fdm_cli.cli import memory_report, options
 from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
+from fdm_cli.cli.plan_report import as_data, warn_of_blind, warn_of_reach, warn_of_window
 from fdm_cli.cli.render import Output, duration, plural
 from fdm_cli.errors import BadInput, Interrupted, RunFailed
 
 if TYPE_CHECKING:
+    from fdm_cli.batch import Sampling
     from fdm_cli.films import Films
     from fdm_cli.plan import Plan, Stage
     from fdm_cli.rollout import Update
@@ -37,7 +39,7 @@ class Request:
     sampler: str
     sampling_steps: int | None
     eta: float
-    guidance: float
+    guidance: float | None
     max_batch: int | None
     output: Path | None
     fps: float | None
@@ -109,10 +111,10 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     warn_of_reach(plan, clip_length, output)
     warn_of_blind(plan, output)
     warn_of_window(plan, checkpoint.config.model.window, output)
+    guidance = options.guidance_weight(request.guidance, request.checkpoint)
     sampling = batch.Sampling.of(
-        request.sampler, request.sampling_steps, request.guidance, checkpoint.process.timesteps, request.eta
+        request.sampler, request.sampling_steps, guidance, checkpoint.process.timesteps, request.eta
     )
-    timesteps = sampling.timesteps
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
     widest = plan.widest * request.num_samples
     asked = request.max_batch or earlier.get("max_batch")
@@ -135,8 +137,8 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     films = _films(request, files, plan, checkpoint.config.model.image_size, fps)
     if request.dry_run:
         memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan, budget, device)
-        seconds = calls * batch.seconds_per_call(checkpoint, plan, request.num_samples, max_batch, request.guidance)
-        would_be = _what_would_be(plan, clip_length, len(timesteps), calls, seconds, memory, request, files)
+        seconds = calls * batch.seconds_per_call(checkpoint, plan, request.num_samples, max_batch, guidance)
+        would_be = _what_would_be(plan, clip_length, sampling, calls, seconds, memory, request, files)
         return None if ranks.rank else would_be
     choose = None
     if plan_scheme.adaptive:
@@ -159,9 +161,9 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         "scale": request.scale,
         "grid": request.grid,
         "sampler": request.sampler,
-        "sampling_steps": len(timesteps),
+        "sampling_steps": len(sampling.timesteps),
         "eta": request.eta,
-        "guidance": request.guidance,
+        "guidance": guidance,
         "embedding": request.embedding if choose else None,
         "compile": request.compile,
         "network_calls": calls,
@@ -190,7 +192,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     output.note(
         f"{plural(plan.length, 'frame')} with {plan.scheme}: {plural(plan.calls, 'window')} in "
         f"{plural(plan.waves, 'wave')}, {plural(calls, 'network call')} "
-        f"({_how(request, len(timesteps))}), seed {seed}"
+        f"({_how(request, sampling)}), seed {seed}"
     )
     updates = stack.enter_context(
         contextlib.closing(
@@ -213,7 +215,7 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         for _ in updates:
             pass
         return None
-    chosen = _write(updates, films, plan, calls, len(timesteps), fps, files, request, output)
+    chosen = _write(updates, films, plan, calls, len(sampling.timesteps), fps, files, request, output)
     (report["height"], report["width"]), report["fps"] = films.size, films.fps
     seconds = time.monotonic() - began
     report["seconds"] = round(seconds, 3)
@@ -227,31 +229,6 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         output.note(f"contact sheet: {sheet}")
     paths, sheets = (list(map(str, names)) for names in (files.paths, files.sheets))
     return dict(reports[0], outputs=paths, sheets=sheets), "\n".join(paths)
-
-
-def warn_of_reach(plan: Plan, clip_length: int, output: Output, what: str = "the scheme") -> None:
-    """Says when a plan's windows reach further than the clips that the model was trained on."""
-    if plan.reach >= clip_length:
-        output.warn(
-            f"{what} reaches {plural(plan.reach, 'frame')}, the model was trained on clips of {clip_length}, "
-            f"which reach {clip_length - 1}: expect poor frames"
-        )
-
-
-def warn_of_blind(plan: Plan, output: Output) -> None:
-    """Says when windows after the first look at nothing, so that their frames have nothing to do with the others."""
-    blind = sum(not count for count in plan.stages.observed_counts)
-    if blind > (not plan.given):
-        output.warn(
-            f"{blind} of {plural(plan.calls, 'window')} observe no frame: the video jumps; "
-            "a smaller --step, or a scheme that observes more"
-        )
-
-
-def warn_of_window(plan: Plan, trained: int, output: Output) -> None:
-    """Says when a plan's windows hold more frames than the model was trained on."""
-    if plan.window > trained:
-        output.warn(f"windows of {plan.window} frames, the model was trained on {trained}: expect poor frames")
 
 
 def _outputs(request: Request, scheme_name: str) -> Outputs:
@@ -279,9 +256,9 @@ def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) 
     )
 
 
-def _how(request: Request, steps: int) -> str:
-    guided = f", guidance {request.guidance:g}" if request.guidance != 1 else ""
-    return f"{request.sampler}, {plural(steps, 'step')} a window{guided}"
+def _how(request: Request, sampling: Sampling) -> str:
+    guided = f", guidance {sampling.guidance:g}" if sampling.guidance != 1 else ""
+    return f"{request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{guided}"
 
 
 def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]:
@@ -293,28 +270,21 @@ def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]
 def _what_would_be(
     plan: Plan,
     clip_length: int,
-    steps: int,
+    sampling: Sampling,
     calls: int,
     seconds: float,
     memory: tuple[dict[str, Any] | None, str],
     request: Request,
     files: Outputs,
 ) -> tuple[dict[str, Any], str]:
-    facts: dict[str, Any] = {
-        "scheme": plan.scheme,
-        "length": plan.length,
-        "window": plan.window,
-        "step": plan.step,
-        "given": [list(span) for span in plan.given],
+    facts = {
+        **as_data(plan, with_stages=False),
         "num_samples": request.num_samples,
-        "calls": plan.calls,
-        "waves": plan.waves,
         "sampler": request.sampler,
-        "sampling_steps": steps,
-        "guidance": request.guidance,
+        "sampling_steps": len(sampling.timesteps),
+        "guidance": sampling.guidance,
         "network_calls": calls,
         "outputs": list(map(str, files.paths)),
-        "reach": plan.reach,
         "clip_length": clip_length,
         "estimated_seconds": round(seconds, 1),
         "memory": memory[0],
@@ -322,7 +292,7 @@ def _what_would_be(
     text = (
         f"{plural(plan.length, 'frame')} with {plan.scheme} (window {plan.window}, step {plan.step}): "
         f"{plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}\n"
-        f"{plural(calls, 'network call')} ({_how(request, steps)}), "
+        f"{plural(calls, 'network call')} ({_how(request, sampling)}), "
         f"about {duration(seconds)}\nreaches {plural(plan.reach, 'frame')}; "
         f"the model was trained on clips of {clip_length}, which reach {clip_length - 1}\n{memory[1]}"
     )
@@ -349,7 +319,7 @@ def _write(
         Interrupted: by a signal; the next one stops at once.
     """
     from fdm_cli import video
-    from fdm_cli.run_folder import StopSignals
+    from fdm_cli.signals import StopSignals
 
     windows = plan.calls * request.num_samples
     chosen: list[dict[int, tuple[int, ...]]] = [{} for _ in range(request.num_samples)]

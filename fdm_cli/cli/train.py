@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json as json_module
 import re
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from fdm_cli.cli.render import Output, duration, plural
 from fdm_cli.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
+    import torch
+
+    from fdm_cli.checkpoint import Checkpoint
     from fdm_cli.config import Config
     from fdm_cli.dataset import Survey
     from fdm_cli.distributed import Ranks
@@ -33,6 +36,28 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What `--init-from` names."""
+
+    path: Path
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is to be trained, where and from what."""
+
+    config: Config
+    folder: RunFolder
+    start: _Start | None
+    resume: bool
+    device: torch.device
+    memory_budget: str | None
+    output: Output
+    ranks: Ranks
 
 
 def train(
@@ -81,7 +106,7 @@ def train(
     threads: options.Threads = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    debug: options.Debug = False,  # noqa: ARG001
+    _debug: options.Debug = False,
 ) -> None:
     """Train a model. Checkpoints and metrics go to the run folder; Ctrl-C saves and stops."""
     from fdm_cli import config as configuration
@@ -110,23 +135,35 @@ def train(
     sets += [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
 
     from fdm_cli import distributed
+    from fdm_cli.checkpoint import load_checkpoint
+    from fdm_cli.device import choose_device
     from fdm_cli.run_folder import RunFolder
+    from fdm_cli.trainer import other_process, refuse_unfit
 
     with distributed.joined() as ranks:
         output = Output(json, quiet, mute=ranks.rank > 0)
+        start = None if init_from is None else ranks.in_turn(lambda: _Start(init_from, load_checkpoint(init_from)))
         # One process decides, so that all agree on the folder.
-        config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, init_from, sets))
+        config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, start, sets))
         ranks.clips_each(config.training.batch_size, config.training.accumulation)
-        if init_from is not None and (remark := ranks.share(lambda: _check_start(init_from, config))):
-            output.warn(remark)
+        if start is not None:
+            refuse_unfit(start.checkpoint, config, start.path)
+            if remark := other_process(start.checkpoint, config):
+                output.warn(remark)
+        job = _Job(
+            config=config,
+            folder=RunFolder(path),
+            start=start,
+            resume=resume,
+            device=choose_device(device.value, threads),
+            memory_budget=memory_budget,
+            output=output,
+            ranks=ranks,
+        )
         if not dry_run:
-            folder = RunFolder(path)
-            _train(config, folder, resume, init_from, device.value, threads, memory_budget, tensorboard, output, ranks)
+            _train(job, tensorboard)
         elif ranks.rank == 0:
-            fresh = init_from is None and not resume
-            _show_plan(
-                config, RunFolder(path), data is not None, fresh, device.value, threads, memory_budget, output, ranks
-            )
+            _show_plan(job, named_data=data is not None)
 
 
 def _quoted(text: str) -> str:
@@ -140,7 +177,7 @@ def _configure(
     config_file: Path | None,
     run: Path | None,
     resume: bool,
-    init_from: Path | None,
+    start: _Start | None,
     sets: list[str],
 ) -> tuple[Config, Path]:
     """The run's configuration and its folder."""
@@ -151,29 +188,15 @@ def _configure(
         return _resumed_config(RunFolder(run), preset, config_file, sets), run
     if config_file is not None:
         config, name = configuration.load(config_file, sets), config_file.stem
-    elif init_from is not None and preset is None:
-        config, name = _config_of(init_from, sets), init_from.stem
+    elif start is not None and preset is None:
+        own = configuration.to_dict(start.checkpoint.config)
+        config, name = configuration.from_dict(own, str(start.path), sets), start.path.stem
     else:
         config, name = configuration.load_preset(preset or DEFAULT_PRESET, sets), preset or DEFAULT_PRESET
     path = run or _new_folder(name)
     RunFolder(path).refuse_run()
     RunFolder(path).refuse_foreign()
     return config, path
-
-
-def _config_of(checkpoint: Path, sets: list[str]) -> Config:
-    """The configuration inside a checkpoint, with `--set` overrides applied."""
-    from fdm_cli import config as configuration
-    from fdm_cli.checkpoint import load_checkpoint
-
-    return configuration.from_dict(configuration.to_dict(load_checkpoint(checkpoint).config), str(checkpoint), sets)
-
-
-def _check_start(init_from: Path, config: Config) -> str | None:
-    """Refuses weights that do not fit before any work is done; returns a remark on those that do."""
-    from fdm_cli import trainer
-
-    return trainer.other_process(trainer.fitting(init_from, config), config)
 
 
 def _new_folder(name: str) -> Path:
@@ -199,13 +222,12 @@ def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, se
             asked = configuration.load_preset(preset, sets)
         else:
             asked = _own_config(folder, sets)
-        differences = _differences(configuration.to_dict(config), configuration.to_dict(asked))
-        difference = next((name for name in differences if name != "training.steps"), None)
-        if difference is not None:
-            raise BadInput(
-                f"{folder.path} was started with another {difference}",
-                "only --steps and --data may change when a run is resumed; --run starts another one",
-            )
+        for name, _, _ in configuration.differences(config, asked):
+            if name != "training.steps":
+                raise BadInput(
+                    f"{folder.path} was started with another {name}",
+                    "only --steps and --data may change when a run is resumed; --run starts another one",
+                )
     return config
 
 
@@ -221,42 +243,21 @@ def _own_config(folder: RunFolder, sets: list[str]) -> Config:
     return configuration.from_dict(state["config"], str(folder.path), sets)
 
 
-def _differences(run: Mapping[str, Any], asked: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The dotted names of the values that differ."""
-    for key, value in run.items():
-        if isinstance(value, dict):
-            yield from _differences(value, asked[key], f"{path}{key}.")
-        elif value != asked[key]:
-            yield f"{path}{key}"
-
-
-def _show_plan(
-    config: Config,
-    folder: RunFolder,
-    draw_sheet: bool,
-    fresh: bool,
-    device_name: str,
-    threads: int | None,
-    memory_budget: str | None,
-    output: Output,
-    ranks: Ranks,
-) -> None:
+def _show_plan(job: _Job, *, named_data: bool) -> None:
     import torch
 
     from fdm_cli import config as configuration
     from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import BUILT_IN
-    from fdm_cli.device import choose_device
     from fdm_cli.unet import UNet
 
-    memory, memory_lines = memory_report.training_plan(
-        config, choose_device(device_name, threads), memory_budget, ranks.size
-    )
+    config, output, path = job.config, job.output, job.folder.path
+    memory, memory_lines = memory_report.training_plan(config, job.device, job.memory_budget, job.ranks.size)
     found = data_report.prepare(config, output)
-    if fresh:
+    if job.start is None and not job.resume:
         data_report.warn_of_pixels(found, config, output)
     sheet = None
-    if draw_sheet or config.data.source != BUILT_IN:
+    if named_data or config.data.source != BUILT_IN:
         try:
             sheet = data_report.draw_sheet(config)
         except RunFailed as error:
@@ -265,51 +266,41 @@ def _show_plan(
         parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
     output.result(
         {
-            "run": str(folder.path),
+            "run": str(path),
             "config": configuration.to_dict(config),
             "parameters": parameters,
             "data": {**found.to_dict(), "sheet": None if sheet is None else str(sheet)},
             "memory": memory,
         },
-        f"{configuration.to_yaml(config)}# {parameters / 1e6:.2f} M parameters, run folder {folder.path}\n"
+        f"{configuration.to_yaml(config)}# {parameters / 1e6:.2f} M parameters, run folder {path}\n"
         + "\n".join(f"# {line}" for line in [*data_report.lines(found, config, sheet), *memory_lines]),
     )
 
 
-def _train(
-    config: Config,
-    folder: RunFolder,
-    resume: bool,
-    init_from: Path | None,
-    device_name: str,
-    threads: int | None,
-    memory_budget: str | None,
-    tensorboard: bool,
-    output: Output,
-    ranks: Ranks,
-) -> None:
+def _train(job: _Job, tensorboard: bool) -> None:
     import math
     import time
 
     from fdm_cli import trainer as training
     from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import open_clips
-    from fdm_cli.device import check_precision, choose_device
-    from fdm_cli.run_folder import StopSignals
+    from fdm_cli.device import check_precision
+    from fdm_cli.signals import StopSignals
     from fdm_cli.tensorboard import TensorBoard
 
     if tensorboard:
         TensorBoard.check()
-    device = ranks.device(choose_device(device_name, threads))
+    config, folder, start, output, ranks = job.config, job.folder, job.start, job.output, job.ranks
+    device = ranks.device(job.device)
     check_precision(config.training.precision, device)
-    memory = memory_report.check_training(config, device, memory_budget, output, ranks.size)
+    memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size)
     found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)
-    if init_from is None and not folder.checkpoints():
+    if start is None and not folder.checkpoints():
         data_report.warn_of_pixels(found, config, output)
     clips, held_out = open_clips(config), open_clips(config, "held-out")
     with folder.locked() if ranks.rank == 0 else nullcontext(), StopSignals() as stop:
-        if not resume:  # one may have begun while the data was prepared
+        if not job.resume:  # one may have begun while the data was prepared
             ranks.share(folder.refuse_run)
         state, remarks = ranks.share(folder.newest_state)
         for remark in remarks:
@@ -317,10 +308,10 @@ def _train(
         trainer = training.Trainer(config, clips, device, held_out, ranks)
         if state is not None:
             trainer.load(state)
-        elif init_from is not None:
-            trainer.start_from(init_from)
+        elif start is not None:
+            trainer.start_from(start.checkpoint)
         if ranks.rank == 0:
-            _open_run(folder, trainer, found, state is not None, init_from is not None)
+            _open_run(folder, trainer, found, state is not None, start is not None)
         total = config.training.steps
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         if trainer.step < total:

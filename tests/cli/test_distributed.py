@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from fdm_cli.run_folder import RunFolder
-from tests.cli.test_train_resume import wait_for
 from tests.conftest import ROOT, fdm
+from tests.networks import SMALLEST_OPTIONS
+from tests.runs import newest, wait_for
 
 pytestmark = pytest.mark.slow
 
 MICRO = ("train", "--preset", "micro", "--set", "training.preview_every=0")
-TINY = (*MICRO, "--set", "model.image_size=8", "--set", "model.window=4", "--set", "data.clip_length=4", "--set",
-        "model.channel_mult=[1]", "--set", "model.attention_resolutions=[4]")  # fmt: skip
+TINY = (*MICRO, *SMALLEST_OPTIONS)
 
 
 def torchrun(processes, *arguments, cwd=None, script=("-m", "fdm_cli")):
@@ -38,12 +38,6 @@ def finish(process, code=0):
 
 def errors(stderr):
     return [line for line in stderr.splitlines() if line.startswith("error: ")]
-
-
-def newest(run):
-    state, remarks = RunFolder(run).newest_state()
-    assert remarks == []
-    return state
 
 
 def assert_close(run, other):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fdm_cli import plan, scheme
-from fdm_cli.cli.inspect_scheme import describe
+from fdm_cli.cli.plan_report import describe
 from tests import conftest
 
 FORBIDDEN = {"torch", "imageio", "numpy", "PIL", "rich"}

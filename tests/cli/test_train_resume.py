@@ -16,16 +16,16 @@ from fdm_cli.checkpoint import read_state, save_state
 from fdm_cli.run_folder import RunFolder
 from tests.command import ROOT, Command
 from tests.conftest import fdm
+from tests.networks import SMALLEST_OPTIONS
+from tests.runs import assert_same, newest, wait_for
 
 pytestmark = pytest.mark.slow
 
 MICRO = ("train", "--preset", "micro", "--batch-size", 2, "--steps", 30, "--set", "model.dropout=0.1",
          "--set", "training.checkpoint_every=5", "--set", "training.held_out_every=0")  # fmt: skip
 
-# The smallest network there is: a step takes a few hundredths of a second.
-TINY = ("train", "--preset", "micro", "--batch-size", 1, "--set", "model.image_size=8", "--set", "model.window=4",
-        "--set", "data.clip_length=4", "--set", "model.channel_mult=[1]", "--set", "model.attention_resolutions=[4]",
-        "--set", "training.held_out_every=0", "--set", "training.preview_every=0")  # fmt: skip
+TINY = ("train", "--preset", "micro", "--batch-size", 1, *SMALLEST_OPTIONS, "--set", "training.held_out_every=0",
+        "--set", "training.preview_every=0")  # fmt: skip
 
 
 def wait_for_step(process, run, step):
@@ -36,31 +36,6 @@ def wait_for_step(process, run, step):
     wait_for(reached)
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def newest(run):
-    state, remarks = RunFolder(run).newest_state()
-    assert remarks == []
-    return state
-
-
-def assert_same(run, other):
-    """Weights, EMA and optimizer of the newest checkpoints are equal bit for bit."""
-    mine, others = newest(run), newest(other)
-    assert mine["step"] == others["step"]
-    for part in ("model", "ema"):
-        for key, value in mine[part].items():
-            assert torch.equal(value, others[part][key]), key
-    for key, moments in mine["optimizer"]["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(value, others["optimizer"]["state"][key][name])
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     run = tmp_path_factory.mktemp("straight") / "run"
@@ -68,22 +43,25 @@ def straight(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGKILL", -9)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
 def test_thirty_steps_are_thirteen_and_the_rest(straight, tmp_path, name, code):
     run = tmp_path / "run"
     process = Command(*MICRO, "--run", run)
     wait_for_step(process, run, 13)
     process.send_signal(getattr(signal, name))
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
     stopped_at = newest(run)["step"]
-    if name == "SIGTERM":
+    if name != "SIGKILL":
         assert f"stopped after step {stopped_at}; saved at step {stopped_at}" in stderr
         assert 13 <= stopped_at <= 15
     else:
         assert stopped_at == 10
     fdm(*MICRO, "--run", run, "--resume", "--quiet")
     assert_same(run, straight)
+    assert [record["step"] for record in RunFolder(run).read_metrics()] == list(range(1, 31))
 
 
 def test_kill_9_at_25_moments(tmp_path):

@@ -1,0 +1,49 @@
+"""Signals that end long work: once it is safe, or at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+
+class StopSignals:
+    """Turns the first SIGINT or SIGTERM into a request, so that the step in progress can be finished and saved.
+
+    The second one stops at once, even inside a long call of the library. Python runs a handler only between two of its
+    own instructions; but the system notes every signal in a pipe as it comes, and a thread reads it.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, lambda *_: None)
+        self._descriptor_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="signals")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._descriptor_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._write)
+        self._thread.join()
+        os.close(self._read)
+
+    def _watch(self) -> None:
+        while byte := os.read(self._read, 1):
+            if byte[0] not in self._before:
+                continue
+            if self.received is None:
+                self.received = byte[0]
+            else:
+                # Files are replaced whole or not at all; the lock goes with the process.
+                os.write(2, b"\nerror: stopped at once; --resume goes on from what was saved last\n")
+                os._exit(128 + byte[0])
