@@ -34,7 +34,7 @@ from fdm_cli import predecessors
 from fdm_cli.config import Config
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, FdmError, RunFailed, is_out_of_memory
-from fdm_cli.files import replacing
+from fdm_cli.files import refuse_unencodable, replacing
 from fdm_cli.pickle_check import MOST_BYTES, refuse_bombs
 from fdm_cli.unet import UNet
 
@@ -176,10 +176,15 @@ def save_weights(path: Path, checkpoint: Checkpoint, half: bool = False) -> None
         half: store the weights in float16; they are float32 again when loaded.
 
     Raises:
+        BadInput: a weight is too large for float16.
         RunFailed: it cannot be written.
     """
     dtype = torch.float16 if half else torch.float32
-    weights = {key: value.to("cpu", dtype).contiguous() for key, value in checkpoint.model.state_dict().items()}
+    weights = {}
+    for key, value in checkpoint.model.state_dict().items():
+        weights[key] = value.to("cpu", dtype).contiguous()
+        if half and (value.isfinite().cpu() & ~weights[key].isfinite()).any():
+            raise BadInput(f"{key}: {float(value.abs().max()):g} is too large for half precision", "leave out --half")
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -267,6 +272,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 def _load(path: Path) -> Any:
     """Unpickles with every guard."""
+    refuse_unencodable(path)
     with path.open("rb") as file:
         if file.read(9)[8:] == b"{":  # after eight bytes of length, a header in JSON
             content = _load_safetensors(path)

@@ -10,6 +10,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
@@ -17,8 +18,11 @@ import numpy as np
 from torch import Tensor
 
 from fdm_cli.errors import BadInput
+from fdm_cli.files import write_failures
 from fdm_cli.video import fit, to_model
 from fdm_cli.video_info import Frame
+
+WHAT = "the temporary file of the clip"
 
 
 class Clip:
@@ -27,14 +31,15 @@ class Clip:
     Args:
         size: height and width of the model's frames.
         channels: 1 or 3.
+        folder: where the file lies; the system's temporary folder may lie in memory.
     """
 
-    def __init__(self, size: int, channels: int) -> None:
+    def __init__(self, size: int, channels: int, folder: Path) -> None:
         self.size = size
         self.channels = channels
         self._shape = (size, size, channels)
         self._bytes = prod(self._shape)
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by the `with` block)
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by the `with` block)
         self._places: list[range] = []  # in the file, of the frames of each video, in their order
 
     def __enter__(self) -> Clip:
@@ -60,15 +65,19 @@ class Clip:
 
         Raises:
             BadInput: more than `most` frames; whatever `frames` raises.
+            RunFailed: the disk is full.
         """
         begin = len(self)
         count = 0
         for frame in frames:
             if most is not None and begin + min(count + 1, last or count + 1) > most:
                 raise BadInput(f"more than {most} given frames", "a larger --length, or --use-last")
-            self._file.seek((begin + count % (last or count + 1)) * self._bytes)
-            self._file.write(fit(frame, self.size, self.channels).tobytes())
+            with write_failures(WHAT):
+                self._file.seek((begin + count % (last or count + 1)) * self._bytes)
+                self._file.write(fit(frame, self.size, self.channels).tobytes())
             count += 1
+        with write_failures(WHAT):
+            self._file.flush()
         if last is None or count <= last:
             self._places.append(range(begin, begin + count))
             return count

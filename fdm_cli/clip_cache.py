@@ -98,7 +98,7 @@ class ClipCache:
 
     def __init__(self, data: DataFiles, size: int, channels: int) -> None:
         self.data, self.size, self.channels = data, size, channels
-        key = hashlib.sha256(f"{VERSION} {size} {channels} {data.root.resolve()}".encode())
+        key = hashlib.sha256(f"{VERSION} {size} {channels} ".encode() + os.fsencode(data.root.resolve()))
         for file in data.files:
             try:
                 facts = file.stat()

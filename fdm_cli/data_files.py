@@ -22,6 +22,7 @@ from fdm_cli.files import write_failures
 from fdm_cli.video_info import DEFAULT_FPS, KINDS, Video, VideoInfo
 
 ARRAYS = (".npy", ".npz")
+CLASSIC = (20, 10_000, 64, 64)  # of the Moving MNIST test set, as it is passed on
 MAX_UNPACKED = 64 << 30  # bytes of an NPZ; a few megabytes can claim as much
 
 
@@ -152,7 +153,7 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
     """The clips of an array file, memory-mapped, and their frames per second.
 
     Accepted shapes: (N, H, W) and (N, H, W, C) are one video; (count, N, H, W) and (count, N, H, W, C) are
-    many; (20, count, 64, 64) with more clips than frames is the classic Moving MNIST file, frames first.
+    many; CLASSIC is the Moving MNIST file of that shape, frames first.
     C is 1 or 3. An NPZ holds one array, or one called `frames`, and perhaps `fps`.
 
     Returns:
@@ -175,7 +176,7 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
         raise BadInput(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from None
     if array.dtype != np.uint8:
         raise BadInput(f"{path}: holds {array.dtype}, not uint8", "pixels are 0 to 255")
-    if array.ndim == 4 and array.shape[0] == 20 and array.shape[2:] == (64, 64) and array.shape[1] > 20:
+    if array.shape == CLASSIC:  # nothing else, since twenty clips of 64 x 64 look like a part of it
         array = array.swapaxes(0, 1)
     if array.ndim in (3, 4) and not (array.ndim == 4 and array.shape[-1] in (1, 3)):
         array = array[..., None]

@@ -63,7 +63,10 @@ def npz_contents(archive: zipfile.ZipFile, path: Path) -> tuple[str, float]:
     fps = DEFAULT_FPS
     if "fps.npy" in archive.namelist() and archive.getinfo("fps.npy").file_size < 4096:
         with archive.open("fps.npy") as file:
-            fps = float(np.lib.format.read_array(file, allow_pickle=False))
+            rate = np.lib.format.read_array(file, allow_pickle=False)
+        if rate.size != 1 or rate.dtype.kind not in "iuf":
+            raise BadInput(f"{path}: its fps is no number but {rate.dtype} of shape {rate.shape}")
+        fps = float(rate.item())
     if not (math.isfinite(fps) and fps > 0):
         raise BadInput(f"{path}: its rate is {fps} frames per second")
     return member, fps

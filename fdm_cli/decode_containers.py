@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fdm_cli.decode_pictures import flatten
 from fdm_cli.errors import BadInput
 from fdm_cli.video_info import (
     BROKEN,
@@ -70,8 +71,11 @@ def _upright(container: Any, *, grey: bool) -> Iterator[Frame]:
     """The frames of the first video stream, turned as the camera was held."""
     container.streams.video[0].thread_type = "AUTO"
     for frame in container.decode(video=0):
-        image = frame.to_ndarray(format="gray" if grey else "rgb24")
-        image = image[..., None] if grey else image
+        if any(component.is_alpha for component in frame.format.components):
+            image = flatten(frame.to_ndarray(format="rgba"), grey=grey)
+        else:
+            image = frame.to_ndarray(format="gray" if grey else "rgb24")
+            image = image[..., None] if grey else image
         yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))) if frame.rotation else image
 
 

@@ -64,7 +64,7 @@ def open_picture(path: Path) -> Video:
         if layout.skip_first:
             next(images)
         for image, repeat in zip(images, repeats, strict=False):
-            frame = _flatten(image[: layout.height, : layout.width], grey=layout.grey)
+            frame = flatten(image[: layout.height, : layout.width], grey=layout.grey)
             for _ in range(repeat):
                 yield frame
 
@@ -101,7 +101,7 @@ def _constant_rate(path: Path, durations: list[Fraction]) -> tuple[float, list[i
     return 100 / tick, repeats, (f"{stored} frames of differing durations, shown as {total} at {100 / tick:.4g} fps",)
 
 
-def _flatten(image: NDArray[Any], *, grey: bool) -> Frame:
+def flatten(image: NDArray[Any], *, grey: bool) -> Frame:
     """RGBA `(H, W, 4)`, or 16-bit grey `(H, W)`, -> uint8 `(H, W, C)`, transparency composed onto the background."""
     if image.dtype == np.uint16:
         return (image >> 8).astype(np.uint8)[..., None]
@@ -227,7 +227,7 @@ def open_photo(path: Path) -> Video:
     def decode() -> Iterator[Frame]:
         import imageio.v3 as iio
 
-        yield _flatten(iio.imread(path, plugin="pillow", mode="RGBA", rotate=True), grey=grey)
+        yield flatten(iio.imread(path, plugin="pillow", mode="RGBA", rotate=True), grey=grey)
 
     if turned:
         width, height = height, width

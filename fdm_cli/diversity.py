@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fdm_cli.errors import BadInput, RunFailed, did_you_mean
+from fdm_cli.errors import BadInput, did_you_mean, not_numbers
 from fdm_cli.plan import Plan
 
 EMBEDDINGS = ("pixels", "lpips")
@@ -238,7 +238,7 @@ class Diversity:
         for row in range(self._embedded[sample], known):
             points[row] = self.embedding(frames.get(self._frames[row], sample))
             if not np.isfinite(points[row]).all():
-                raise RunFailed("the model made frames that are not numbers", "is it trained?")
+                raise not_numbers()
         self._embedded[sample] = max(known, self._embedded[sample])
         always = [self._row[frame] for frame in choice.always]
         more = stage.observed_count - len(always)

@@ -70,3 +70,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {folded[near[0]]!r}?"
     return "known: " + ", ".join(names) if names else "there are none"
+
+
+def not_numbers() -> RunFailed:
+    """What a model that was never trained, or whose training diverged, leads to."""
+    return RunFailed("the model made frames that are not numbers", "is it trained?")

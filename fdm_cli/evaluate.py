@@ -22,7 +22,7 @@ from fdm_cli.batch import Sampling, denoiser
 from fdm_cli.bound import Respaced
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.dataset import Clips
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, not_numbers
 from fdm_cli.frechet import VideoFeatures
 from fdm_cli.metrics import unit
 from fdm_cli.plan import Plan
@@ -156,10 +156,10 @@ def held_out_clips(clips: Clips, what: str, count: int, length: int) -> Iterator
         yield to_model(source.clip(generator("evaluate", what, number), np.arange(length)))
 
 
-def check_length(clips: Clips, length: int) -> None:
+def check_length(clips: Clips, length: int, hint: str | None = None) -> None:
     """Raises BadInput when no video has so many frames."""
     if clips.longest is not None and clips.longest < length:
-        raise BadInput(f"no held-out clip has {length} frames; the longest has {clips.longest}")
+        raise BadInput(f"no held-out clip has {length} frames; the longest has {clips.longest}", hint)
 
 
 def prediction_plan(window: int, given: int) -> Plan:
@@ -256,6 +256,9 @@ def measure_bound(
         timesteps: at least two of 0..T-1; two figures compare only if these are the same.
         seed: of the noise, which belongs to (seed, clip, timestep).
         max_batch: windows in one network call.
+
+    Raises:
+        RunFailed: the model's estimates are not numbers.
     """
     respaced = Respaced.of(checkpoint.process, timesteps)
     device = next(checkpoint.model.parameters()).device
@@ -278,6 +281,8 @@ def measure_bound(
                 x_t = checkpoint.process.q_sample(x_0, timestep, eps)
                 output = denoise(x_t.to(device), timestep.to(device)).cpu()
                 estimate = checkpoint.process.predict_x_0(x_t, timestep, output)
+                if not estimate.isfinite().all():
+                    raise not_numbers()
                 latents = (tensor[:, given:].double() for tensor in (x_t, estimate))
                 nats[i] += respaced.term(i, latent_x_0, *latents).mean(dim=(1, 2, 3, 4)).sum()
                 calls += 1

@@ -40,6 +40,14 @@ def refuse_parent(path: Path) -> None:
         raise BadInput(f"{path}: the folder {path.parent} is not writable", "choose another place")
 
 
+def refuse_unencodable(path: Path) -> None:
+    """Raises BadInput for a name that is no text: PyTorch and safetensors open nothing of that kind."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{path}: checkpoints need a path that is text in UTF-8", "rename it") from None
+
+
 def hidden_name(name: str, ending: str) -> str:
     """`.name` with an ending; a long name is cut and told apart by a hash, since file systems allow 255 bytes."""
     whole = os.fsencode(name)

@@ -300,7 +300,8 @@ class _Draft:
             frame = latent[0] if latent else 0
             raise BadInput(
                 f"{where}: stage {number}, which makes frame {frame}: {len(observed) + more} observed and "
-                f"{len(latent)} latent frames do not fit into a window of {board.window}"
+                f"{len(latent)} latent frames do not fit into a window of {board.window}",
+                "a larger --window, or a smaller --length",
             )
         if not latent:
             raise BadInput(f"{where}: stage {number} makes no frame")

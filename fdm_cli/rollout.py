@@ -26,7 +26,7 @@ from torch import Tensor
 from fdm_cli.batch import Job, Sampling, latent_frames, sample_batch
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.distributed import ALONE, Ranks
-from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.errors import BadInput, not_numbers
 from fdm_cli.files import write_failures
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
@@ -244,7 +244,7 @@ def _observe(job: Job, plan: Plan, choose: Choose | None, store: FrameStore) -> 
 def _keep(number: int, made: _Made, store: FrameStore, work: WorkFolder | None) -> None:
     """Stores a round's frames, then records in the journal that they are there."""
     if not all(frames.isfinite().all() for _, frames in made):
-        raise RunFailed("the model made frames that are not numbers", "is it trained?")
+        raise not_numbers()
     with write_failures(work.path if work else "the temporary file of frames"):
         for job, frames in made:
             for index, frame in zip(job.stage.latent, frames, strict=True):

@@ -22,7 +22,7 @@ from fdm_cli.checkpoint import read_state, save_state
 from fdm_cli.config import Config
 from fdm_cli.curve_picture import Curve, draw
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import finite, replacing
+from fdm_cli.files import finite, refuse_unencodable, replacing
 from fdm_cli.picture import write_png
 
 SMOOTHING = 0.98  # of the training loss in the picture
@@ -45,7 +45,8 @@ class RunFolder:
 
     def refuse_foreign(self) -> None:
         """Raises BadInput when a new run would overwrite files of something else, or cannot be written here."""
-        if not (self.path / "checkpoints").is_dir():  # which the lock of any run makes first
+        refuse_unencodable(self.path)
+        if not (self.path / ".lock").is_file():  # which any run makes first; a folder checkpoints others make, too
             for file in (self.config, self.data, self.metrics, self.path / "loss.png"):
                 if file.exists():
                     raise BadInput(f"{file} is there already and belongs to no run", "--run names another folder")

@@ -16,6 +16,7 @@ import torch
 from fdm_cli import checkpoint
 from fdm_cli.checkpoint import load_checkpoint, read_state, save_state, save_weights
 from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.run_folder import RunFolder
 from tests.reference import DATA
 
 
@@ -316,3 +317,23 @@ def test_mutated_files_are_refused_or_harmless(tmp_path, kind):
             continue
         assert all(torch.equal(weights[key], value) for key, value in expected.items())
     assert refused > 100
+
+
+def test_weights_too_large_for_half_precision_are_refused(micro_checkpoint, tmp_path):
+    loaded = load_checkpoint(micro_checkpoint)
+    with torch.no_grad():
+        loaded.model.out[2].weight[0] = 1e6
+    with pytest.raises(BadInput, match=r"out.2.weight: 1e\+06 is too large for half precision"):
+        save_weights(tmp_path / "half.pt", loaded, half=True)
+    assert not (tmp_path / "half.pt").exists()
+    save_weights(tmp_path / "whole.pt", loaded)
+
+
+def test_a_path_that_is_no_text(micro_checkpoint, tmp_path):
+    path = tmp_path / "n\udcfe"
+    path.mkdir()
+    shutil.copy(micro_checkpoint, path / "a.pt")
+    with pytest.raises(BadInput, match="need a path that is text"):
+        load_checkpoint(path / "a.pt")
+    with pytest.raises(BadInput, match="need a path that is text"):
+        RunFolder(path / "run").refuse_foreign()

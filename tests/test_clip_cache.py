@@ -209,3 +209,10 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "fdm"
+
+
+def test_a_path_that_is_no_text(tmp_path):
+    folder = tmp_path / "n\udcfe"
+    folder.mkdir()
+    clips.write_pictures(folder / "1.gif", clips.moving_square(20, 40, 30))
+    assert len(filled(folder, 16).videos) == 1

@@ -63,7 +63,7 @@ def test_animated_images_of_a_folder_are_a_video_each(tmp_path):
         ((40, 12, 10, 3), (1, 40, 12, 10, 3)),
         ((5, 40, 12, 10), (5, 40, 12, 10, 1)),
         ((5, 40, 12, 10, 3), (5, 40, 12, 10, 3)),
-        ((20, 100, 64, 64), (100, 20, 64, 64, 1)),
+        ((20, 100, 64, 64), (20, 100, 64, 64, 1)),
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -77,8 +77,17 @@ def test_shapes_of_array_files(tmp_path, shape, read, suffix):
     videos, fps = read_array(path, tmp_path / "scratch")
     assert videos.shape == read
     assert fps == (10.0 if suffix == ".npy" else 25.0)
-    frames = array.swapaxes(0, 1) if shape[0] == 20 else array
-    assert np.array_equal(np.asarray(videos).ravel(), frames.ravel())
+    assert np.array_equal(np.asarray(videos).ravel(), array.ravel())
+
+
+def test_the_classic_moving_mnist_file_has_its_frames_first(tmp_path):
+    array = np.lib.format.open_memmap(tmp_path / "mnist.npy", "w+", np.uint8, (20, 10_000, 64, 64))  # of zeros, sparse
+    array[3, 7_000] = 200
+    array.flush()
+    videos, _ = read_array(tmp_path / "mnist.npy", tmp_path / "scratch")
+    assert videos.shape == (10_000, 20, 64, 64, 1)
+    assert (videos[7_000, 3] == 200).all()
+    assert not videos[7_000, 4].any()
 
 
 def test_an_array_of_clips_is_many_videos(tmp_path):
@@ -110,8 +119,8 @@ def test_arrays_that_are_no_clips(tmp_path, array, says):
         ({"a": np.zeros((4, 9, 9), np.uint8), "b": np.zeros(3)}, "no array 'frames' and 2 others"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": 0.0}, "its rate is 0.0"),
         ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": np.nan}, "its rate is nan"),
-        ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": "fast"}, "cannot be read"),
-        ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": [10.0, 12.0]}, "cannot be read"),
+        ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": "fast"}, "fps is no number"),
+        ({"frames": np.zeros((4, 9, 9), np.uint8), "fps": [10.0, 12.0]}, "fps is no number"),
         ({}, "no array 'frames' and 0 others"),
     ],
 )

@@ -13,7 +13,7 @@ from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.evaluate import held_out_clips, measure_bound, predict, real_statistics, roll_out
 from fdm_cli.unet import UNet
 from tests.networks import randomise
@@ -160,6 +160,15 @@ def test_the_bound_of_a_grey_estimate_has_a_closed_form():
     )
     assert found.divergence == pytest.approx(sum(found.terms[1:]))
     assert found.total == pytest.approx(found.prior + found.divergence + found.decoder)
+
+
+def test_a_model_that_estimates_no_numbers_has_no_bound():
+    class Broken(Grey):
+        def forward(self, x_t, *_, **__):
+            return torch.full_like(x_t, math.nan)
+
+    with pytest.raises(RunFailed, match="not numbers"):
+        result(measure_bound(checkpoint_of(Broken()), windows(1), GIVEN, [0, 500, 999], seed=0, max_batch=1))
 
 
 def test_the_bound_does_not_depend_on_the_batch():

@@ -230,6 +230,21 @@ def test_transparency_is_composed(tmp_path):
             assert (frame[~red] == 255).all()
 
 
+def test_transparency_of_a_container_is_composed(tmp_path):
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("qtrle", rate=10, width=8, height=8, pix_fmt="argb")
+        for index in range(3):
+            image = np.zeros((8, 8, 4), np.uint8)  # alpha, red, green, blue
+            image[0:2, index : index + 2] = (255, 200, 0, 0)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="argb")))
+        container.mux(stream.encode())
+    for index, frame in enumerate(everything(tmp_path / "a.mov")):
+        red = (frame == (200, 0, 0)).all(-1)
+        assert red.sum() == 4
+        assert red[0, index]
+        assert (frame[~red] == 255).all()
+
+
 def test_half_transparent_pixels_are_mixed(tmp_path):
     Image.new("RGBA", (2, 2), (0, 0, 0, 102)).save(tmp_path / "a.png")
     assert (everything(tmp_path / "a.png") == 153).all()
@@ -407,6 +422,7 @@ def claims(shape, descr="|u1"):
         ("a.npz", npz_bytes(frames=npy_bytes(np.array([print], object), allow_pickle=True)), "not a video"),
         ("a.npz", npz_bytes(x=b"", y=b""), "no array 'frames'"),
         ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=npy_bytes(float("nan"))), "rate is nan"),
+        ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=npy_bytes([10, 20])), "fps is no number"),
         ("a.npz", npz_bytes(frames=npy_bytes(np.zeros((2, 4, 4), np.uint8)))[:-30], "cannot be read"),
     ],
 )

@@ -10,7 +10,7 @@ import typer
 from fdm_cli.cli import options
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput, did_you_mean
-from fdm_cli.files import refuse_taken
+from fdm_cli.files import refuse_taken, refuse_unencodable
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and convert checkpoint files.", rich_markup_mode=None)
 
@@ -73,6 +73,7 @@ def convert(
     if out.suffix not in endings:
         raise BadInput(f"{out}: unknown ending {out.suffix!r}", did_you_mean(out.suffix, endings))
     refuse_taken(out, force)
+    refuse_unencodable(out)
     from fdm_cli.checkpoint import file_sha256, load_checkpoint, save_weights
 
     checkpoint = load_checkpoint(file)

@@ -82,6 +82,7 @@ def given_frames(
     scheme: Scheme,
     length: int | None,
     model: ModelConfig,
+    folder: Path,
     output: Output,
 ) -> Iterator[Given]:
     """Reads the clips and fits them to the model; says in a line each what was done to them.
@@ -92,6 +93,7 @@ def given_frames(
         scheme: says where the frames stand.
         length: N as it was asked for, or None.
         model: the size and the channels.
+        folder: where the frames wait on disk.
         output: for remarks.
 
     Raises:
@@ -104,7 +106,7 @@ def given_frames(
     from fdm_cli.video import describe_fit
     from fdm_cli.video_info import DEFAULT_FPS
 
-    with Clip(model.image_size, model.image_channels) as clip:
+    with Clip(model.image_size, model.image_channels, folder) as clip:
         counts = []
         for video, last in zip(videos, (request.use_last, None), strict=False):
             only = f"; its last {last} frames" if last and (video.info.frames or last) > last else ""

@@ -192,6 +192,8 @@ def evaluate(
         plan = evaluation.prediction_plan(window, given)
     bound_at = _bound_timesteps(model, bound_timesteps) if "bound" in parts else []
     held_out = _open(model.config, data, output)
+    if parts != ("drift",):
+        evaluation.check_length(held_out, window, "--only drift needs no whole window")
     setting = _Setting(
         checkpoint=model,
         clips=held_out,

@@ -92,6 +92,13 @@ def checkpoint_path(text: str) -> Path:
     return path
 
 
+def folder_path(text: str) -> Path:
+    """A folder. Raises BadInput for "", which an empty variable of a script leads to: not the current folder, then."""
+    if not text:
+        raise BadInput("--run: the name is empty", "--run . is the current folder")
+    return Path(text)
+
+
 def output_path(text: str) -> Path:
     """What `--output` names. Raises BadInput for `name.gif/`: of a path nobody sees any more how it was typed."""
     path = Path(text)

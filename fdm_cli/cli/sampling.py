@@ -76,6 +76,9 @@ def make_videos(request: Request, output: Output) -> None:
 
 def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str] | None:
     """The result as JSON and as text; None for all but one of several processes."""
+    from fdm_cli.distributed import joined
+
+    ranks = stack.enter_context(joined())
     plan_scheme = scheme.load(request.scheme)
     import torch
 
@@ -83,12 +86,10 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     from fdm_cli import plan as planning
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
-    from fdm_cli.distributed import joined
     from fdm_cli.video_info import DEFAULT_FPS
 
     samplers.make(request.sampler, request.eta)  # a misspelt name is said before the model is read
     diversity.check_embedding(request.embedding)
-    ranks = stack.enter_context(joined())
     if ranks.rank:
         output = Output(mute=True)
     model_file = options.model_file(request.checkpoint, output)
@@ -98,7 +99,9 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     device = ranks.device(choose_device(request.device, request.threads or earlier.get("threads")))
     checkpoint = load_checkpoint(model_file, device)
     given = stack.enter_context(
-        given_frames(request.clip, clips, plan_scheme, request.length, checkpoint.config.model, output)
+        given_frames(
+            request.clip, clips, plan_scheme, request.length, checkpoint.config.model, files.paths[0].parent, output
+        )
     )
     plan = planning.make(
         plan_scheme,

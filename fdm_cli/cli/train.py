@@ -79,7 +79,14 @@ def train(
         bool, typer.Option("--strict", help="Stop at a video that cannot be read, instead of leaving it out.")
     ] = False,
     run: Annotated[
-        Path | None, typer.Option("--run", "--run-dir", metavar="DIR", help="Run folder; default: a new one in runs/.")
+        Path | None,
+        typer.Option(
+            "--run",
+            "--run-dir",
+            metavar="DIR",
+            parser=options.folder_path,
+            help="Run folder; default: a new one in runs/.",
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=1_000_000_000, help="Training steps in all.")
@@ -308,6 +315,11 @@ def _train(job: _Job, tensorboard: bool) -> None:
         trainer = training.Trainer(config, clips, device, held_out, ranks)
         if state is not None:
             trainer.load(state)
+            if trainer.step > config.training.steps:
+                raise BadInput(
+                    f"{folder.path} is at step {trainer.step} already, beyond {config.training.steps}",
+                    "--steps counts all of a run's steps, those that are done too",
+                )
         elif start is not None:
             trainer.start_from(start.checkpoint)
         if ranks.rank == 0:

@@ -61,6 +61,9 @@ def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
     assert "is at step 6 already" in done.stderr
     assert "steps: 6" in (run / "config.yaml").read_text()
     assert "done in" not in done.stderr
+    done = fdm("train", "--run", run, "--resume", "--steps", 3, check=2)
+    assert "is at step 6 already, beyond 3" in done.stderr
+    assert "steps: 6" in (run / "config.yaml").read_text()
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
@@ -94,6 +97,15 @@ def test_a_new_run_does_not_overwrite_what_belongs_to_none(tmp_path, name):
     assert f"{name} is there already and belongs to no run" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_folder_of_checkpoints_does_not_make_a_project_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("config.yaml", "checkpoints/best.pt"):
+        (tmp_path / name).write_text("mine")
+    done = fdm(*MICRO, "--run", tmp_path, check=2)
+    assert "config.yaml is there already and belongs to no run" in done.stderr
+    assert (tmp_path / "config.yaml").read_text() == "mine"
 
 
 def test_a_run_that_began_meanwhile_is_not_gone_on_with(straight, tmp_path):
@@ -164,6 +176,7 @@ def test_a_configuration_file_and_data_of_one_s_own(tmp_path):
         (("--stpes", "10"), "--stpes", "fdm train --help"),
         (("--resume",), "--resume needs --run", None),
         (("--resume", "--run", "nowhere"), "no run to resume", None),
+        (("--run", ""), "the name is empty", "--run . is"),
         (("--preset", "micro", "--config", "x.yaml"), "both given", None),
         (("--device", "cuda", "--preset", "micro"), "no cuda device", "--device cpu"),
         (("--device", "gpu"), "--device", None),
