@@ -27,7 +27,11 @@ from fdm_cli.picture import write_png
 from tests.bench import FDM
 
 FEW, ALL = 30, 1000  # network calls: the most that are drawn as a curve, and all timesteps
-SAMPLERS = {"dpm-solver++": (5, 10, 15, 20, 30), "ddim": (5, 10, 15, 20, 25, 30), "ancestral": (10, 20, 30, 100, ALL)}
+SAMPLERS = {
+    "dpm-solver++": (5, 10, 12, 15, 20, 30),
+    "ddim": (5, 10, 15, 20, 25, 30),
+    "ancestral": (10, 20, 30, 100, ALL),
+}
 GREY = (130, 130, 130)
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
 WEIGHTS = (1, 1.25, 1.5, 1.75, 2)

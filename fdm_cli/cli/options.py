@@ -17,7 +17,7 @@ from fdm_cli.files import refuse_taken
 from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW
 
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
-BUNDLED_GUIDANCE = 1.75  # what a model gains by it depends on how good it is: README.md has the table for this one
+BUNDLED_GUIDANCE = 1.5  # what a model gains by it depends on how good it is: README.md has the table for this one
 
 
 @dataclass
@@ -161,8 +161,8 @@ Step = Annotated[
 NumSamples = Annotated[
     int, typer.Option("--num-samples", metavar="N", min=1, max=10_000, help="Videos to make, a numbered file each.")
 ]
-DEFAULT_SAMPLER = "ddim"  # README.md has the curve that chose it, and its number of steps
-Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim or dpm-solver++.")]
+DEFAULT_SAMPLER = "dpm-solver++"  # README.md has the curve that chose it, and its number of steps
+Sampler = Annotated[str, typer.Option("--sampler", metavar="NAME", help="dpm-solver++, ddim or ancestral.")]
 SamplingSteps = Annotated[
     int | None,
     typer.Option(
@@ -170,7 +170,7 @@ SamplingSteps = Annotated[
         metavar="N",
         min=1,
         max=100_000,
-        help="Denoising steps a window; default: ddim 25, dpm-solver++ 15, ancestral 250.",
+        help="Denoising steps a window; default: dpm-solver++ 12, ddim 25, ancestral 250.",
     ),
 ]
 Eta = Annotated[

@@ -74,7 +74,7 @@ def test_a_part_as_a_table_is_the_same_again_and_for_any_batch(evaluate):
     first, again = (evaluate("--only", "prediction", *more).stdout for more in ((), ("--max-batch", 3)))
     assert first == again
     lines = first.splitlines()
-    assert lines[0].endswith("on held-out clips of moving-mnist; ddim, 2 steps, seed 0")
+    assert lines[0].endswith("on held-out clips of moving-mnist; dpm-solver++, 2 steps, seed 0")
     assert "PSNR (dB)" in first
     assert "copy of the last given frame" in first
     assert "bits per dimension" not in first

@@ -115,7 +115,7 @@ def test_what_an_interrupted_run_says_and_what_may_follow(micro_checkpoint, tmp_
     assert "--resume goes on with it, --force starts over" in done.stderr
     for other, says in [
         (("--seed", seed + 1), f"seed {seed}, this is {seed + 1}"),
-        (("--sampler", "ancestral"), "sampler ddim, this is ancestral"),
+        (("--sampler", "ancestral"), "sampler dpm-solver++, this is ancestral"),
         (("--max-batch", 3), "max batch 16, this is 3"),
         (("--guidance", 2), "guidance 1.0, this is 2.0"),
         (("--step", 4), "step 8, this is 4"),

@@ -30,7 +30,7 @@ def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
     assert result["network_calls"] == 38
     assert "memory: a network call on 1 window needs" in done.stderr
     assert "fits a T4" in done.stderr
-    assert result["sampler"] == "ddim"
+    assert result["sampler"] == "dpm-solver++"
     assert len(result["checkpoint_sha256"]) == 64
     with Image.open(tmp_path / "out.gif") as gif:
         durations = []
