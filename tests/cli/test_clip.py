@@ -64,7 +64,7 @@ def given(path, scheme_name="autoregressive", length=None, use_last=None, until=
     """What `extend` makes of a clip: the given frames, uint8, by their place, and the rest of it."""
     request = ClipRequest(path, use_last, until)
     loaded = scheme.load(scheme_name)
-    with given_frames(request, open_clips(request, loaded), loaded, length, MODEL, Output()) as result:
+    with given_frames(request, open_clips(request, loaded), loaded, length, MODEL, path.parent, Output()) as result:
         placed = result.frames(plan.make(loaded, length=result.length, given=result.spans))
         frames = video.to_uint8(torch.stack([placed[place] for place in sorted(placed)]))
         return dict(zip(sorted(placed), frames, strict=True)), result

@@ -122,7 +122,7 @@ def test_windows_that_see_nothing_are_warned_about(micro_checkpoint, tmp_path):
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
     done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
-    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 25)
+    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 12)
     assert result["estimated_seconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
