@@ -322,6 +322,7 @@ def _train(job: _Job, tensorboard: bool) -> None:
                 )
         elif start is not None:
             trainer.start_from(start.checkpoint)
+            start.checkpoint.model.to("meta")  # gives its memory back
         if ranks.rank == 0:
             _open_run(folder, trainer, found, state is not None, start is not None)
         total = config.training.steps
