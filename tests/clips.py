@@ -1,10 +1,15 @@
 """Folders of clips as people have them, good ones and others, made with the tools people use."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
+
+from fdm_cli import video
+from fdm_cli.video_writer import Writer, open_writer
 
 
 def moving_square(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -78,3 +83,25 @@ def others(folder: Path, large: tuple[int, int] = (2000, 3000)) -> None:
     write_container(folder / "large.mp4", moving_square(24, *large))
     (folder / "notes.txt").write_text("shot last summer")
     (folder / ".hidden.mp4").write_text("not to be looked at")
+
+
+def over_gradient(frames: int = 12, height: int = 20, width: int = 24, channels: int = 1) -> np.ndarray:
+    """A bright square that moves over a gradient, uint8 (N, H, W, C)."""
+    ramp = np.linspace(0, 150, width, dtype=np.uint8)
+    array = np.broadcast_to(ramp[:, None], (frames, height, width, channels)).copy()
+    for index, frame in enumerate(array):
+        frame[4:10, index % (width - 6) : index % (width - 6) + 6, 0] = 255
+    return array
+
+
+def write(path: Path | str, frames: Iterable[np.ndarray], fps: float = 10.0, **options: Any) -> Writer:
+    """What our own writer makes of them."""
+    with open_writer(Path(path), fps, **options) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return writer
+
+
+def everything(path: Path) -> np.ndarray:
+    """All frames that our own reader finds, (N, H, W, C) uint8."""
+    return np.stack(list(video.read(path)))
