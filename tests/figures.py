@@ -2,7 +2,7 @@
 
 Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictures is made.
 
-samplers   prediction against network calls a window, for each sampler (docs/samplers.png); half an hour for 32 clips
+samplers   prediction against network calls a window, for each sampler (docs/samplers.png); twenty minutes for 16 clips
 schemes    drift, calls, waves and seconds of every shipped scheme
 guidance   prediction and drift for several weights
 pictures   every tenth frame of a video by each scheme (docs/schemes.png)

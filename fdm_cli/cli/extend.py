@@ -37,7 +37,7 @@ def extend(
     grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
-    compile: options.Compile = False,  # noqa: A002
+    compile_network: options.Compile = False,
     memory_budget: options.MemoryBudget = None,
     resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
@@ -75,7 +75,7 @@ def extend(
         threads=threads,
         memory_budget=memory_budget,
         embedding=embedding,
-        compile=compile,
+        compile=compile_network,
         clip=ClipRequest(clip, use_last, until),
     )
     make_videos(request, Output(json, quiet))

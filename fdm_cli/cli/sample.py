@@ -26,7 +26,7 @@ def sample(
     grid: options.Grid = False,
     sheet: options.Sheet = False,
     force: options.Force = False,
-    compile: options.Compile = False,  # noqa: A002
+    compile_network: options.Compile = False,
     memory_budget: options.MemoryBudget = None,
     resume: options.ResumeSampling = False,
     dry_run: options.DryRun = False,
@@ -63,6 +63,6 @@ def sample(
         threads=threads,
         memory_budget=memory_budget,
         embedding=embedding,
-        compile=compile,
+        compile=compile_network,
     )
     make_videos(request, Output(json, quiet))
