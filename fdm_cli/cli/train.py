@@ -291,7 +291,7 @@ def _train(job: _Job, tensorboard: bool) -> None:
     from fdm_cli import trainer as training
     from fdm_cli.cli import data_report, memory_report
     from fdm_cli.dataset import open_clips
-    from fdm_cli.device import check_precision
+    from fdm_cli.device import check_precision, emulates
     from fdm_cli.signals import StopSignals
     from fdm_cli.tensorboard import TensorBoard
 
@@ -299,7 +299,10 @@ def _train(job: _Job, tensorboard: bool) -> None:
         TensorBoard.check()
     config, folder, start, output, ranks = job.config, job.folder, job.start, job.output, job.ranks
     device = ranks.device(job.device)
-    check_precision(config.training.precision, device)
+    precision = config.training.precision
+    check_precision(precision, device)
+    if emulates(precision, device):
+        output.warn(f"this processor computes {precision} in software, several times slower than --precision fp32")
     memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size)
     found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)

@@ -49,6 +49,13 @@ def test_one_seed_gives_identical_weights(straight, tmp_path):
     assert_same(tmp_path / "run", straight)
 
 
+def test_a_processor_that_is_slow_in_half_precision_is_named(tmp_path):
+    short = (*MICRO[:3], "--steps", 1, "--quiet", "--precision")
+    for precision, warned in (("bf16", True), ("fp32", False)):
+        done = fdm(*short, precision, "--run", tmp_path / precision, anew=True, ATEN_CPU_CAPABILITY="avx2")
+        assert ("computes bf16 in software" in done.stderr) == warned
+
+
 def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
     run = tmp_path / "run"
     fdm(*MICRO[:3], "--steps", 2, *MICRO[5:], "--run", run, "--quiet")
