@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fdm_cli import samplers
 from fdm_cli.checkpoint import Checkpoint
+from fdm_cli.config import Config
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
 from fdm_cli.randomness import generator
@@ -39,15 +40,17 @@ class Sampling:
     guidance: float = 1.0
 
     @staticmethod
-    def of(sampler: str, steps: int | None, guidance: float, timesteps: int, eta: float = 0.0) -> Sampling:
-        """A sampler by its name, over `steps` of T timesteps, or the sampler's own number of them.
+    def of(sampler: str, steps: int | None, guidance: float, config: Config, eta: float = 0.0) -> Sampling:
+        """A sampler by its name, over `steps` of a model's timesteps, or the sampler's own number of them.
 
         Raises:
             BadInput: unknown sampler, or an eta that it does not have; more steps than timesteps.
         """
         step = samplers.make(sampler, eta)
+        timesteps = config.diffusion.timesteps
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
-        return Sampling(step, samplers.choose_timesteps(timesteps, steps), guidance)
+        chosen = samplers.choose_timesteps(timesteps, steps, config.training.timestep_shift)
+        return Sampling(step, chosen, guidance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,11 @@ class Job:
     sample: int
     stage: Stage
     observed: tuple[int, ...]
+
+    @property
+    def frames(self) -> int:
+        """Of its window, observed and latent ones."""
+        return self.stage.observed_count + len(self.stage.latent)
 
     @property
     def places(self) -> slice:
@@ -170,8 +178,8 @@ def _distances(places: tuple[int, ...]) -> frozenset[int]:
     return frozenset(one - other for one in places for other in places)
 
 
-def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int, guidance: float) -> float:
-    """How long a typical network call of this plan takes here, measured by making three."""
+def seconds_per_frame(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch: int, guidance: float) -> float:
+    """How long a network call of this plan takes here for each frame of its windows, measured by making three."""
     config = checkpoint.config.model
     device = next(checkpoint.model.parameters()).device
     widest = plan.widest
@@ -188,4 +196,4 @@ def seconds_per_call(checkpoint: Checkpoint, plan: Plan, samples: int, max_batch
             began = time.perf_counter()
             denoise(x, timestep).sum().item()
             seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return min(seconds) / (shape[0] * shape[1])

@@ -216,7 +216,7 @@ class ClipCache:
                 except BadInput as error:
                     if strict:
                         raise
-                    skipped.append(Skipped(error.message.replace(f"{self.data.root}{os.sep}", ""), error.hint))
+                    skipped.append(Skipped(error.message.replace(f"{self.data.root}{os.sep}", "", 1), error.hint))
                     out.seek(begin * self._frame_bytes)
                     out.truncate()
                 else:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
+BUILT_IN = "moving-mnist"  # the data source that comes with the program
+
 
 def limits(default: Any, low: float, high: float) -> Any:
     """A dataclass field whose value must lie in [low, high]."""
@@ -45,7 +47,7 @@ class MovingMnistConfig:
 class DataConfig:
     """Where training clips come from."""
 
-    source: str = "moving-mnist"  # the built-in digits, or a path: a folder of videos, one video, IDX digits
+    source: str = BUILT_IN  # the built-in digits, or a path: a folder of videos, one video, IDX digits
     clip_length: int = limits(30, 1, 100_000)  # N, frames; schemes that reach further are out of distribution
     first_clip_length: int = limits(0, 0, 100_000)  # frames that windows span at the first step; 0: as at the last
     growth_steps: int = limits(0, 0, 1_000_000_000)  # over which that grows to clip_length, by equal factors
@@ -173,8 +175,13 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks what no single section can."""
+        if self.data.source == BUILT_IN:
+            self.check_canvas()
+
+    def check_canvas(self) -> None:
+        """Raises BadInput where frames of moving digits cannot be brought to the model's size."""
         canvas, size = self.data.moving_mnist.canvas, self.model.image_size
-        if self.data.source == "moving-mnist" and canvas % size:
+        if canvas % size:
             raise BadInput(
                 f"data.moving_mnist.canvas {canvas} is no multiple of model.image_size {size}",
                 "the canvas is averaged down by a whole factor",
@@ -319,5 +326,6 @@ def _value(hint: Any, node: Node, name: str, bounds: Mapping[str, Any]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         node.fail(f"{name} must be finite")
     if bounds and not bounds["low"] <= value <= bounds["high"]:
-        node.fail(f"{name} must lie within {bounds['low']:g} to {bounds['high']:g}, not {value:g}")
+        low, high = (f"{bound:g}" if hint is float else str(bound) for bound in bounds.values())
+        node.fail(f"{name} must lie within {low} to {high}, not {value}")
     return value

@@ -85,7 +85,7 @@ def find(root: Path) -> DataFiles:
         for entry, is_folder in entries.items():
             if is_folder:
                 folders.append(entry)
-            elif entry.suffix.lower() in KINDS and not entry.name.endswith(video.SHEET_SUFFIX):
+            elif entry.suffix.lower() in KINDS and not video.is_sheet(entry.name):
                 found.append(entry)
             else:
                 ignored += 1

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from fdm_cli import data_files, moving_mnist
 from fdm_cli.clip_cache import CachedVideo, ClipCache, Decoding, Skipped
-from fdm_cli.config import Config
+from fdm_cli.config import BUILT_IN, Config
 from fdm_cli.errors import BadInput
 from fdm_cli.files import expanded
 from fdm_cli.moving_mnist import MovingMnist
 from fdm_cli.video_info import KINDS
 
-BUILT_IN = "moving-mnist"
 Split = Literal["train", "held-out"]
 
 
@@ -278,8 +277,7 @@ def _digits(config: Config, split: Split) -> MovingMnist:
     built_in = data.source == BUILT_IN
     digits = moving_mnist.built_in_digits() if built_in else moving_mnist.read_idx(expanded(data.source))
     canvas = data.moving_mnist.canvas
-    if canvas % model.image_size:
-        raise BadInput(f"data.moving_mnist.canvas {canvas} is no multiple of model.image_size {model.image_size}")
+    config.check_canvas()
     if max(digits.shape[1:]) > canvas:
         raise BadInput(f"digits of {digits.shape[1]} x {digits.shape[2]} do not fit on a canvas of {canvas}")
     return MovingMnist(

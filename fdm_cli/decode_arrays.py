@@ -63,10 +63,11 @@ def npz_contents(archive: zipfile.ZipFile, path: Path) -> tuple[str, float]:
     fps = DEFAULT_FPS
     if "fps.npy" in archive.namelist() and archive.getinfo("fps.npy").file_size < 4096:
         with archive.open("fps.npy") as file:
-            rate = np.lib.format.read_array(file, allow_pickle=False)
-        if rate.size != 1 or rate.dtype.kind not in "iuf":
-            raise BadInput(f"{path}: its fps is no number but {rate.dtype} of shape {rate.shape}")
-        fps = float(rate.item())
+            shape, _, dtype = _array_header(file)
+        if math.prod(shape) != 1 or dtype.kind not in "iuf":  # before it is read: a header may claim any size
+            raise BadInput(f"{path}: its fps is no number but {dtype} of shape {shape}")
+        with archive.open("fps.npy") as file:
+            fps = float(np.lib.format.read_array(file, allow_pickle=False).item())
     if not (math.isfinite(fps) and fps > 0):
         raise BadInput(f"{path}: its rate is {fps} frames per second")
     return member, fps

@@ -188,13 +188,12 @@ def predict(
     count, window = true.shape[:2]
     plan = prediction_plan(window, given)
     observed = {frame: true[:, frame] for frame in range(given)}
-    truth = unit(true)
     with_ssim = min(true.shape[-2:]) >= metrics.SSIM_WINDOW
     horizon = window - given
 
     def look(frames: Tensor, ahead: int) -> Tensor:
         """Error, similarity and sharpness of a frame of each clip, (3, clips)."""
-        true_frames = truth[:, given + ahead]
+        true_frames = unit(true[:, given + ahead])
         similarity = metrics.ssim(frames, true_frames) if with_ssim else torch.full((count,), math.nan)
         return torch.stack([metrics.squared_error(frames, true_frames), similarity, metrics.sharpness(frames)])
 
@@ -213,9 +212,9 @@ def predict(
             calls = before + update.network_calls
             yield calls
         before = calls
-    true_sharpness = torch.stack([metrics.sharpness(truth[:, frame]) for frame in range(given, window)], dim=1)
+    true_sharpness = torch.stack([metrics.sharpness(unit(true[:, frame])) for frame in range(given, window)], dim=1)
     errors, similarities, _ = found.mean(3).unbind(1)  # (futures, clips)
-    best = found[errors.argmin(0), :, torch.arange(count)].transpose(0, 1)  # (3, clips, horizon)
+    best = found[errors.argmin(0), :, torch.arange(count)].transpose(0, 1).contiguous()  # (3, clips, horizon)
     best[1] = found[similarities.argmax(0), 1, torch.arange(count)]
 
     def baseline(frames: Tensor) -> Quality:
@@ -226,8 +225,8 @@ def predict(
     return Prediction(
         _quality(found.mean(0), true_sharpness, with_ssim),
         _quality(best, true_sharpness, with_ssim),
-        baseline(truth[:, given - 1]),
-        baseline(truth[:, :given].mean(1)),
+        baseline(unit(true[:, given - 1])),
+        baseline(torch.stack([unit(true[:, frame]) for frame in range(given)]).mean(0)),
     )
 
 

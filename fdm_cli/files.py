@@ -6,6 +6,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from fdm_cli.errors import BadInput, FdmError, RunFailed
 
 MOST_NAME_BYTES = 180  # of a name in a hidden one
+_PARTIAL = re.compile(r"\..+\.\d+\.part(\.\w+)?", re.DOTALL)  # see `partial_name`
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -57,6 +59,18 @@ def hidden_name(name: str, ending: str) -> str:
     return f".{name}{ending}"
 
 
+def partial_name(name: str, ending: str = "") -> str:
+    """What a file is called while this process writes it."""
+    return hidden_name(name, f".{os.getpid()}.part{ending}")
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes the files that killed processes were writing; none may be writing here now."""
+    for file in folder.glob(".*.part*"):
+        if _PARTIAL.fullmatch(file.name) and file.is_file():
+            file.unlink(missing_ok=True)
+
+
 def allow_open_files(count: int) -> None:
     """Lets this process have so many files open at once. Raises BadInput where the system does not."""
     try:
@@ -78,7 +92,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunFailed: anything that went wrong while writing; an older file of that name is intact.
     """
-    temporary = path.with_name(hidden_name(path.name, f".{os.getpid()}.part"))
+    temporary = path.with_name(partial_name(path.name))
     try:
         with write_failures(path):
             yield temporary

@@ -110,7 +110,7 @@ def parse(text: str, length: int) -> tuple[tuple[int, int], ...]:
             continue
         frames = frame_range(Node(part, "--given"))
         bounds = (frames.start or 0, frames.stop or 0)
-        if frames.step == 0 or max(bounds) > length or min(bounds) < -length:
+        if max(bounds) > length or min(bounds) < -length:
             raise BadInput(
                 f"--given: {part.strip()} is outside of a video of {length} frames",
                 "the length counts the given frames too",

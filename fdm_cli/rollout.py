@@ -154,6 +154,14 @@ def count_calls(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ra
     )
 
 
+def frames_computed(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = ALONE) -> int:
+    """Frames in the network calls of the process that has most to do, which is what the time of `run` goes with."""
+    rounds = _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1)
+    return len(sampling.timesteps) * sum(
+        max(len(batch) * batch[0].frames for batch in batches) for batches in rounds if batches
+    )
+
+
 def digest(plan: Plan) -> str:
     """A hash of all stages: whether two plans are the same."""
     sha256 = hashlib.sha256()

@@ -22,7 +22,7 @@ from fdm_cli.checkpoint import read_state, save_state
 from fdm_cli.config import Config
 from fdm_cli.curve_picture import Curve, draw
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import finite, refuse_unencodable, replacing
+from fdm_cli.files import finite, refuse_unencodable, remove_partial, replacing
 from fdm_cli.picture import write_png
 
 SMOOTHING = 0.98  # of the training loss in the picture
@@ -190,5 +190,4 @@ class RunFolder:
     def clean(self) -> None:
         """Removes what a killed process left half-written; the folder is locked."""
         for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
-            for file in folder.glob(".*.part*"):
-                file.unlink(missing_ok=True)
+            remove_partial(folder)

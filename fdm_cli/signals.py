@@ -44,6 +44,7 @@ class StopSignals:
             if self.received is None:
                 self.received = byte[0]
             else:
-                # Files are replaced whole or not at all; the lock goes with the process.
-                os.write(2, b"\nerror: stopped at once; --resume goes on from what was saved last\n")
+                # Files are replaced whole or not at all, the lock goes with the process; but a bar hides the cursor.
+                show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
+                os.write(2, show_cursor + b"\nerror: stopped at once; --resume goes on from what was saved last\n")
                 os._exit(128 + byte[0])

@@ -324,7 +324,7 @@ def _due(step: int, every: int) -> bool:
 def _not_finite(step: int, from_the_start: bool, folder: RunFolder) -> RunFailed:
     newest = folder.checkpoints()[-1:]
     if not from_the_start and newest:
-        hint = f"the last good checkpoint is {newest[0]}; lower training.learning_rate"
+        hint = f"the last good checkpoint is {newest[0]}; --init-from it with a lower training.learning_rate"
     elif newest:
         hint = f"not one step was finite: {newest[0]} is no good start; take an older one, or other data"
     else:

@@ -3,10 +3,10 @@
 This is the only place where uint8 and [-1, 1] meet. Axis letters: N frames, H height, W width, C channels
 (1 grey, 3 colour). A frame is a uint8 array `(H, W, C)`.
 
-Reading has two steps. Opening looks at headers only: what the file really is (by its first bytes, not by its
-name), how large it claims to be, how long each frame lasts; whatever is broken, too large or not what it is called
-is refused there, before any pixel is decoded. Iterating then decodes one frame after another, so memory does not
-grow with the length of the video.
+Reading has two steps. Opening looks at headers: what the file really is (by its first bytes, not by its name),
+how large it claims to be, how long each frame lasts; whatever is broken, too large or not what it is called is
+refused there, before any pixel is decoded (of a container then one frame, for its colours). Iterating then decodes
+one frame after another, so memory does not grow with the length of the video.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fdm_cli.video_info import (
 if TYPE_CHECKING:
     import torch
 
-SHEET_SUFFIX = ".clips.png"  # of the sheets that `fdm train --dry-run` draws; never frames
+TRAINING_SHEET, VIDEO_SHEET = ".clips.png", ".sheet.png"  # what is drawn beside data and videos; never frames
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -141,9 +141,14 @@ def image_files(folder: Path) -> list[Path]:
     files = [
         file
         for file in folder.iterdir()
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and not file.name.endswith(SHEET_SUFFIX)
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and not is_sheet(file.name)
     ]
     return sorted(files, key=lambda file: natural_order(file.name))
+
+
+def is_sheet(name: str) -> bool:
+    """Whether a file is a contact sheet of this program's."""
+    return name.endswith((TRAINING_SHEET, VIDEO_SHEET))
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:

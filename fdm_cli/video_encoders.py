@@ -223,6 +223,7 @@ class _Mp4:
         self.stream.width, self.stream.height = width + width % 2, height + height % 2
         self.stream.pix_fmt = "yuv420p"
         self.stream.options = {"crf": MP4_QUALITY}
+        self.stream.codec_context.thread_count = 1  # each thread keeps frames, and there may be many videos at once
 
     def write(self, frame: Frame) -> None:
         import av

@@ -1,7 +1,7 @@
 """Frames -> a video file, written while they are made.
 
-A file is written under a hidden name in its own folder, read back and counted, synced, and renamed: it is either
-complete or not there.
+A file is written under a hidden name, in its own folder or in one for such files, read back and counted, synced, and
+renamed: it is either complete or not there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import hidden_name, refuse_parent, sync, write_failures
+from fdm_cli.files import partial_name, refuse_parent, sync, write_failures
 from fdm_cli.video import read
 from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
 from fdm_cli.video_info import MAX_FRAME_PIXELS, MAX_PICTURE_FRAMES, MAX_PICTURE_PIXELS, MAX_VIDEO_PIXELS, Frame
@@ -145,7 +145,7 @@ class Writer:
         self.size = (0, 0)
         self.remarks: tuple[str, ...] = ()
         self._shape: tuple[int, ...] = ()
-        name = hidden_name(path.name, f".{os.getpid()}.part{'' if kind == FOLDER else kind}")
+        name = partial_name(path.name, "" if kind == FOLDER else kind)
         self._temporary = (folder or path.parent) / name
         self._encoder: Encoder | None = None
 

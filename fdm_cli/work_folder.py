@@ -1,11 +1,11 @@
 """What an interrupted rollout leaves behind, so that it can go on: a hidden folder beside its output.
 
-    .video.gif.work/  run.json  frames.f32  journal.jsonl
+    .video.gif.work/  run.json  frames.f32  journal.jsonl  may-replace
 
-`run.json` says what the run is. `frames.f32` holds every frame made so far (`frame_store.py`). The journal gets one
-line for each round of batches, after its frames: a round counts only when its line is whole and its frames have the
-checksum that the line says, so neither a kill at any moment nor a loss of power, which may keep a later write and lose
-an earlier one, makes a half-written round count.
+`run.json` says what the run is, `may-replace` which outputs it may write over. `frames.f32` holds every frame made so
+far (`frame_store.py`). The journal gets one line for each round of batches, after its frames: a round counts only when
+its line is whole and its frames have the checksum that the line says, so neither a kill at any moment nor a loss of
+power, which may keep a later write and lose an earlier one, makes a half-written round count.
 """
 
 from __future__ import annotations

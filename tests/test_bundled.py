@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fdm_cli.checkpoint import load_checkpoint
-from fdm_cli.cli.options import BUNDLED_GUIDANCE, BUNDLED_MODEL
+from fdm_cli.cli.options import BUNDLED_GUIDANCE, BUNDLED_MODEL, guidance_weight
 from fdm_cli.config import load_preset
 from fdm_cli.dataset import open_clips
 from fdm_cli.device import choose_device
@@ -43,6 +43,12 @@ def test_evaluate_takes_it_too(tmp_path):
     done = fdm("evaluate", "--only", "prediction", "--clips", 2, "--sampling-steps", 2, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["checkpoint"] == str(BUNDLED_MODEL)
     assert "bundled moving-mnist-small" in done.stderr
+
+
+def test_named_by_its_path_it_is_sampled_as_it_is_without():
+    assert guidance_weight(None, None) == guidance_weight(None, BUNDLED_MODEL) == BUNDLED_GUIDANCE
+    assert guidance_weight(None, BUNDLED_MODEL.with_name("other.pt")) == 1
+    assert guidance_weight(2.0, None) == 2
 
 
 @pytest.mark.parametrize("command", [("sample",), ("extend", ROOT / "tests/data/two-digits.gif")])

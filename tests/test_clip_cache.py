@@ -77,6 +77,14 @@ def test_the_cache_holds_what_fit_makes_of_every_frame(folder):
     assert isinstance(cache.frames, np.memmap)
 
 
+def test_left_out_files_have_their_own_names(tmp_path):
+    inner = tmp_path / "clips" / "old_clips"
+    inner.mkdir(parents=True)
+    (inner / "broken.gif").write_bytes(b"no picture")
+    clips.write_pictures(tmp_path / "clips" / "1.png", clips.moving_square(20, 30, 30))
+    assert [entry.message.split(":")[0] for entry in filled(tmp_path / "clips").skipped] == ["old_clips/broken.gif"]
+
+
 def test_it_is_decoded_once(folder):
     cache = filled(folder)
     before = (cache.folder / "frames.bin").stat()

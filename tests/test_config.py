@@ -53,6 +53,7 @@ def test_set_overrides():
         ("training.steps", "not of the form", "for example"),
         ("training.steps=many", "must be a whole number", None),
         ("training.steps=0", "must lie within", None),
+        ("training.steps=1000000001", "must lie within 1 to 1000000000, not 1000000001", None),
         ("training.steps=1.5", "must be a whole number", None),
         ("training.learning_rate=nan", "not a finite number", None),
         ("diffusion.betas=cosin", "must be one of linear, cosine", None),

@@ -39,6 +39,15 @@ def sampling(steps=2, guidance=1.0):
     return Sampling(samplers.make("ddim"), samplers.choose_timesteps(1000, steps), guidance)
 
 
+def test_the_work_of_a_plan_is_that_of_its_windows():
+    """However they are put into batches; guidance has more batches, of one shape each."""
+    for name in ("keyframes", "autoregressive", "hierarchy-2"):
+        plan = planning.make(scheme.load(name), length=160)
+        frames = sum(stage.observed_count + len(stage.latent) for stage in plan.stages)
+        for max_batch in (1, 4, 64):
+            assert rollout.frames_computed(plan, sampling(3, guidance=1.5), 2, max_batch) == 3 * 2 * frames
+
+
 def make(checkpoint, name, length, given=None, **options):
     """All frames (S, N, C, H, W) of a scheme's video, and the calls it took."""
     spans = [(min(given), max(given) + 1)] if given else []

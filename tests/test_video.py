@@ -139,6 +139,8 @@ def test_folder_is_read_in_natural_order(tmp_path):
     for index in (10, 2, 1):
         Image.new("L", (4, 4), index).save(tmp_path / f"frame-{index}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
+    for sheet in ("a.gif.sheet.png", "data.clips.png"):
+        Image.new("L", (9, 9)).save(tmp_path / sheet)
     assert [int(frame[0, 0, 0]) for frame in video.read(tmp_path)] == [1, 2, 10]
     Image.new("RGB", (4, 4), (5, 6, 7)).save(tmp_path / "frame-11.png")
     assert everything(tmp_path)[-2:, 0, 0].tolist() == [[10, 10, 10], [5, 6, 7]]
@@ -277,6 +279,7 @@ def claims(shape, descr="|u1"):
         ("a.npz", npz_bytes(x=b"", y=b""), "no array 'frames'"),
         ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=npy_bytes(float("nan"))), "rate is nan"),
         ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=npy_bytes([10, 20])), "fps is no number"),
+        ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=claims((10**14,))), "fps is no number"),
         ("a.npz", npz_bytes(frames=npy_bytes(np.zeros((2, 4, 4), np.uint8)))[:-30], "cannot be read"),
     ],
 )

@@ -128,7 +128,7 @@ def draw_sheet(config: Config) -> Path:
 
 def _new_name(stem: str) -> Path:
     """STEM.clips.png, or STEM-2.clips.png and so on when that is taken."""
-    from fdm_cli.video import SHEET_SUFFIX
+    from fdm_cli.video import TRAINING_SHEET
 
-    names = (f"{stem or 'data'}{'' if number == 1 else f'-{number}'}{SHEET_SUFFIX}" for number in itertools.count(1))
+    names = (f"{stem or 'data'}{'' if number == 1 else f'-{number}'}{TRAINING_SHEET}" for number in itertools.count(1))
     return next(path for path in map(Path, names) if not path.exists())

@@ -197,7 +197,7 @@ def evaluate(
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta),
+        sampling=Sampling.of(sampler, sampling_steps, weight, model.config, eta),
         seed=seed,
         given=given,
         max_batch=max_batch,
@@ -308,7 +308,11 @@ def _windows(setting: _Setting, count: int) -> torch.Tensor:
 
     from fdm_cli.evaluate import held_out_clips
 
-    return torch.stack(list(held_out_clips(setting.clips, "window", count, setting.checkpoint.config.model.window)))
+    model = setting.checkpoint.config.model
+    windows = torch.empty(count, model.window, model.image_channels, model.image_size, model.image_size)
+    for row, clip in zip(windows, held_out_clips(setting.clips, "window", count, model.window), strict=True):
+        row.copy_(clip)  # never all of them twice
+    return windows
 
 
 def _predict(setting: _Setting, count: int, futures: int, batch: int) -> Prediction:

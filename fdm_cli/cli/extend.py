@@ -15,7 +15,12 @@ from fdm_cli.cli.sampling import Request, make_videos
 
 def extend(
     clip: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="gif, mp4, webm, webp, apng, npy, npz and more, or a folder.")
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            parser=options.clip_path,
+            help="gif, mp4, webm, webp, apng, npy, npz and more, or a folder.",
+        ),
     ],
     checkpoint: options.Checkpoint = None,
     scheme: options.ExtendScheme = None,

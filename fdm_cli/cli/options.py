@@ -76,16 +76,17 @@ def model_file(option: Path | None, output: Output) -> Path:
 
 
 def guidance_weight(option: float | None, checkpoint: Path | None) -> float:
-    """What `--guidance` says; else the plain model, or what suits the bundled one."""
+    """What `--guidance` says; else the plain model, or what suits the bundled one, named or not."""
     if option is not None:
         return option
-    return 1.0 if checkpoint is not None else BUNDLED_GUIDANCE
+    bundled = checkpoint is None or checkpoint.absolute() == BUNDLED_MODEL.absolute()
+    return BUNDLED_GUIDANCE if bundled else 1.0
 
 
 def checkpoint_path(text: str) -> Path:
     """A checkpoint file; of a run's folder its newest."""
     path = Path(text)
-    if (path / "checkpoints").is_dir():
+    if os.path.isdir(path / "checkpoints"):  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
         from fdm_cli.run_folder import RunFolder
 
         return next(reversed(RunFolder(path).checkpoints()), path)
@@ -96,6 +97,13 @@ def folder_path(text: str) -> Path:
     """A folder. Raises BadInput for "", which an empty variable of a script leads to: not the current folder, then."""
     if not text:
         raise BadInput("--run: the name is empty", "--run . is the current folder")
+    return Path(text)
+
+
+def clip_path(text: str) -> Path:
+    """A clip of the user's. Raises BadInput for "": all images of the current folder are a clip, too."""
+    if not text:
+        raise BadInput("the name of a clip is empty", "`.` is the images of the current folder")
     return Path(text)
 
 
@@ -145,7 +153,7 @@ ExtendLength = Annotated[
         metavar="N",
         min=1,
         max=MAX_LENGTH,
-        help="Frames of the whole video; default: the scheme's, or twice the given ones.",
+        help="Frames of the whole video; default: twice the given ones, or what the scheme says.",
     ),
 ]
 Window = Annotated[
@@ -226,7 +234,9 @@ UseLast = Annotated[
 ]
 Until = Annotated[
     Path | None,
-    typer.Option("--until", metavar="FILE", help="Clip that the result ends with; the scheme is then bridge."),
+    typer.Option(
+        "--until", metavar="FILE", parser=clip_path, help="Clip that the result ends with; the scheme is then bridge."
+    ),
 ]
 ExtendScheme = Annotated[
     str | None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from fdm_cli.files import refuse_taken
 if TYPE_CHECKING:
     from fdm_cli.plan import Stage
     from fdm_cli.work_folder import WorkFolder
+
+MOST_NUMBERED = 10_000  # names that are looked at for an interrupted run
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Outputs:
             BadInput: something exists and may not be replaced; there is an interrupted run that is neither to be
                 resumed nor to be forgotten, or more than one to choose from.
         """
+        from fdm_cli.video import VIDEO_SHEET
         from fdm_cli.work_folder import WorkFolder
 
         first = output or (_interrupted(stem) if resume else None) or _unused(stem, count)
@@ -68,7 +70,7 @@ class Outputs:
             )
         own = work.replaceable if earlier is not None else frozenset()
         paths = _numbered(first, count)
-        sheets = [beside(path, ".sheet.png") for path in paths] if sheet else []
+        sheets = [beside(path, VIDEO_SHEET) for path in paths] if sheet else []
         outputs = Outputs(paths, sheets, work, earlier, force, own)
         outputs.check()
         return outputs
@@ -110,11 +112,12 @@ def write_report(path: Path, report: Mapping[str, Any], stages: Iterable[Stage])
 
 def _unused(stem: str, count: int) -> Path:
     """The first name with a number that is free, with the names of what lies beside a video."""
+    from fdm_cli.video import VIDEO_SHEET
     from fdm_cli.work_folder import WorkFolder
 
     def is_free(path: Path) -> bool:
         videos = _numbered(path, count)
-        extras = [beside(video, suffix) for video in videos for suffix in (".json", ".sheet.png")]
+        extras = [beside(video, suffix) for video in videos for suffix in (".json", VIDEO_SHEET)]
         return not any(os.path.lexists(taken) for taken in [*videos, *extras, WorkFolder(path).path])
 
     return next(filter(is_free, (Path(f"{stem}-{number}.gif") for number in itertools.count(1))))
@@ -122,8 +125,11 @@ def _unused(stem: str, count: int) -> Path:
 
 def _interrupted(stem: str) -> Path | None:
     """The one name that was chosen for a run which was interrupted here; None when there is none."""
-    chosen = re.compile(rf"\.({re.escape(stem)}-\d+\.gif)\.work")
-    found = [Path(match[1]) for folder in sorted(Path().iterdir()) if (match := chosen.fullmatch(folder.name))]
+    from fdm_cli.work_folder import WorkFolder
+
+    there = {entry.name for entry in Path().iterdir() if entry.suffix == ".work"}
+    names = (Path(f"{stem}-{number}.gif") for number in range(1, MOST_NUMBERED if there else 1))
+    found = [name for name in names if WorkFolder(name).path.name in there]
     if len(found) > 1:
         raise BadInput("several interrupted runs: " + ", ".join(map(str, found)), "--output names the one to resume")
     return found[0] if found else None

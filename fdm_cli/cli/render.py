@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from fdm_cli.errors import Silenced
 
@@ -106,6 +106,23 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+class _Lasting:
+    """A stream for rich, which does not expect that a terminal goes away: see `_say`."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self.isatty = stream.isatty
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
 class _Silence:
     def update(self, done: int, remark: str = "", speed: str = "", part: tuple[int, int] = (0, 0)) -> None:
         pass
@@ -148,8 +165,9 @@ def _bar(total: int, unit: str, done: int, steps: str) -> Iterator[Progress]:
         TextColumn("{task.fields[remark]}", markup=False),
         TimeRemainingColumn(),
     )
+    console = Console(file=cast(IO[str], _Lasting(sys.stderr)))
     # stdout carries results only: rich must not catch it.
-    with RichProgress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
+    with RichProgress(*columns, console=console, redirect_stdout=False, transient=True) as progress:
         task = progress.add_task(unit, total=total, completed=done, remark="")
         inner = progress.add_task(steps, total=None, remark="", visible=bool(steps))
 

@@ -20,7 +20,13 @@ from fdm_cli.cli.render import Output, duration, plural
 from fdm_cli.errors import BadInput, Interrupted, RunFailed
 
 if TYPE_CHECKING:
+    import torch
+
     from fdm_cli.batch import Sampling
+    from fdm_cli.budget import Budget
+    from fdm_cli.checkpoint import Checkpoint
+    from fdm_cli.cli.clip import Given
+    from fdm_cli.distributed import Ranks
     from fdm_cli.films import Films
     from fdm_cli.plan import Plan, Stage
     from fdm_cli.rollout import Update
@@ -66,23 +72,67 @@ _DECISIVE = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is settled before the first frame is made.
+
+    Attributes:
+        request: the options.
+        output: where words go.
+        ranks: the processes that share the work.
+        files: of the result.
+        model_file: the checkpoint's file.
+        checkpoint: the model, on its device.
+        device: where it computes.
+        given: the clip's frames, or none.
+        plan: the windows.
+        sampling: how each is sampled.
+        budget: the memory that a network call may take.
+        max_batch: windows in one.
+        calls: network calls in all.
+        fps: frames a second that were asked for.
+        films: the files that frames go to.
+    """
+
+    request: Request
+    output: Output
+    ranks: Ranks
+    files: Outputs
+    model_file: Path
+    checkpoint: Checkpoint
+    device: torch.device
+    given: Given
+    plan: Plan
+    sampling: Sampling
+    budget: Budget | None
+    max_batch: int
+    calls: int
+    fps: float
+    films: Films
+
+    @property
+    def widest(self) -> int:
+        """Windows that could be in one network call."""
+        return self.plan.widest * self.request.num_samples
+
+
 def make_videos(request: Request, output: Output) -> None:
     """Plans, samples, writes, reports. Whatever can be refused is refused before any work is done."""
+    from fdm_cli.distributed import joined
+
     with contextlib.ExitStack() as stack:
-        result = _make_videos(request, output, stack)
-    if result is not None:  # shown when nothing is left to be put away: stdout may be broken
+        ranks = stack.enter_context(joined())
+        job = _settle(request, output, ranks, stack)
+        result = _what_would_be(job) if request.dry_run else _run(job, stack)
+    if ranks.rank == 0:  # shown when nothing is left to be put away: stdout may be broken
         output.result(*result)
 
 
-def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str] | None:
-    """The result as JSON and as text; None for all but one of several processes."""
-    from fdm_cli.distributed import joined
-
-    ranks = stack.enter_context(joined())
+def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.ExitStack) -> _Job:
+    """Everything that can be refused; the clip stays open as long as the stack."""
     plan_scheme = scheme.load(request.scheme)
-    import torch
 
-    from fdm_cli import batch, compiled, diversity, rollout, samplers
+    from fdm_cli import batch, diversity, rollout, samplers
     from fdm_cli import plan as planning
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
@@ -98,35 +148,29 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     clips = open_clips(request.clip, plan_scheme)
     device = ranks.device(choose_device(request.device, request.threads or earlier.get("threads")))
     checkpoint = load_checkpoint(model_file, device)
+    model = checkpoint.config.model
     given = stack.enter_context(
-        given_frames(
-            request.clip, clips, plan_scheme, request.length, checkpoint.config.model, files.paths[0].parent, output
-        )
+        given_frames(request.clip, clips, plan_scheme, request.length, model, files.paths[0].parent, output)
     )
     plan = planning.make(
         plan_scheme,
         length=given.length,
-        window=request.window or checkpoint.config.model.window,
+        window=request.window or model.window,
         step=request.step,
         given=given.spans,
     )
-    clip_length = checkpoint.clip_length
-    warn_of_reach(plan, clip_length, output)
+    warn_of_reach(plan, checkpoint.clip_length, output)
     warn_of_blind(plan, output)
-    warn_of_window(plan, checkpoint.config.model.window, output)
+    warn_of_window(plan, model.window, output)
     guidance = options.guidance_weight(request.guidance, request.checkpoint)
-    sampling = batch.Sampling.of(
-        request.sampler, request.sampling_steps, guidance, checkpoint.process.timesteps, request.eta
-    )
+    sampling = batch.Sampling.of(request.sampler, request.sampling_steps, guidance, checkpoint.config, request.eta)
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
-    widest = plan.widest * request.num_samples
-    asked = request.max_batch or earlier.get("max_batch")
     # What is free differs from process to process; how the work is divided into batches must not.
     max_batch = ranks.smallest(
         memory_report.sampling_batch(
             checkpoint,
-            asked,
-            widest,
+            request.max_batch or earlier.get("max_batch"),
+            plan.widest * request.num_samples,
             plan,
             budget,
             device,
@@ -135,78 +179,65 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
             remark=not request.dry_run,
         )
     )
-    calls = rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks)
     fps = request.fps or given.fps or DEFAULT_FPS
-    films = _films(request, files, plan, checkpoint.config.model.image_size, fps)
-    if request.dry_run:
-        memory = memory_report.sampling_plan(checkpoint, min(widest, max_batch), plan, budget, device)
-        seconds = calls * batch.seconds_per_call(checkpoint, plan, request.num_samples, max_batch, guidance)
-        would_be = _what_would_be(plan, clip_length, sampling, calls, seconds, memory, request, files)
-        return None if ranks.rank else would_be
+    return _Job(
+        request=request,
+        output=output,
+        ranks=ranks,
+        files=files,
+        model_file=model_file,
+        checkpoint=checkpoint,
+        device=device,
+        given=given,
+        plan=plan,
+        sampling=sampling,
+        budget=budget,
+        max_batch=max_batch,
+        calls=rollout.count_calls(plan, sampling, request.num_samples, max_batch, ranks),
+        fps=fps,
+        films=_films(request, files, plan, model.image_size, fps),
+    )
+
+
+def _run(job: _Job, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str]:
+    """Makes the videos: the result as JSON and as text, of use in the first of several processes."""
+    from fdm_cli import compiled, diversity, rollout
+
+    request, output, ranks, files, plan = job.request, job.output, job.ranks, job.files, job.plan
     choose = None
-    if plan_scheme.adaptive:
-        embedding = diversity.make_embedding(request.embedding, device)
+    if scheme.load(request.scheme).adaptive:
+        embedding = diversity.make_embedding(request.embedding, job.device)
         choose = diversity.Diversity(plan, embedding, request.num_samples).choose
-    seed = request.seed if request.seed is not None else earlier.get("seed")
+    seed = request.seed if request.seed is not None else (files.earlier or {}).get("seed")
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
-    report: dict[str, Any] = {
-        "frames": plan.length,
-        "width": 0,  # these three are known when the files are written
-        "height": 0,
-        "fps": fps,
-        "seed": seed,
-        "scheme": plan.scheme,
-        "window": plan.window,
-        "step": plan.step,
-        "given": [list(span) for span in plan.given],
-        **given.facts,
-        "num_samples": request.num_samples,
-        "scale": request.scale,
-        "grid": request.grid,
-        "sampler": request.sampler,
-        "sampling_steps": len(sampling.timesteps),
-        "eta": request.eta,
-        "guidance": guidance,
-        "embedding": request.embedding if choose else None,
-        "compile": request.compile,
-        "network_calls": calls,
-        "max_batch": max_batch,
-        "checkpoint": str(model_file),
-        "checkpoint_sha256": checkpoint.sha256,
-        "plan_sha256": rollout.digest(plan),
-        "fdm": __version__,
-        "torch": torch.__version__,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "processes": ranks.size,
-    }
+    report = _report(job, seed, adaptive=choose is not None)
     if request.compile:
-        compiled.compile_blocks(checkpoint.model)
+        compiled.compile_blocks(job.checkpoint.model)
         stack.enter_context(compiled.explained("leave out --compile"))
     if request.resume and files.earlier is None:
         output.note("no run was interrupted here: starting one")
     began = time.monotonic()
     if ranks.rank == 0:
         facts = {name: report[name] for name in _DECISIVE if name in report}
-        stack.enter_context(files.work.opened(facts, request.resume, str(model_file)))
+        stack.enter_context(files.work.opened(facts, request.resume, str(job.model_file)))
         files.check()  # another run may have chosen the same names, and be done by now
         if files.force:
             files.let_replace()
     output.note(
         f"{plural(plan.length, 'frame')} with {plan.scheme}: {plural(plan.calls, 'window')} in "
-        f"{plural(plan.waves, 'wave')}, {plural(calls, 'network call')} "
-        f"({_how(request, sampling)}), seed {seed}"
+        f"{plural(plan.waves, 'wave')}, {plural(job.calls, 'network call')} "
+        f"({_how(job)}), seed {seed}"
     )
     updates = stack.enter_context(
         contextlib.closing(
             rollout.run(
-                checkpoint,
+                job.checkpoint,
                 plan,
-                sampling,
+                job.sampling,
                 seed=seed,
                 samples=request.num_samples,
-                given=given.frames(plan),
-                max_batch=max_batch,
+                given=job.given.frames(plan),
+                max_batch=job.max_batch,
                 choose=choose,
                 work=None if ranks.rank else files.work,
                 scratch=files.paths[0].parent,
@@ -217,9 +248,9 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
     if ranks.rank:
         for _ in updates:
             pass
-        return None
-    chosen = _write(updates, films, plan, calls, len(sampling.timesteps), fps, files, request, output)
-    (report["height"], report["width"]), report["fps"] = films.size, films.fps
+        return report, ""
+    chosen = _write(updates, job)
+    (report["height"], report["width"]), report["fps"] = job.films.size, job.films.fps
     seconds = time.monotonic() - began
     report["seconds"] = round(seconds, 3)
     reports = [{"output": str(path), **report} for path in files.paths]
@@ -232,6 +263,46 @@ def _make_videos(request: Request, output: Output, stack: contextlib.ExitStack) 
         output.note(f"contact sheet: {sheet}")
     paths, sheets = (list(map(str, names)) for names in (files.paths, files.sheets))
     return dict(reports[0], outputs=paths, sheets=sheets), "\n".join(paths)
+
+
+def _report(job: _Job, seed: int, *, adaptive: bool) -> dict[str, Any]:
+    """How the videos are made; sizes, rate and time are known when the files are written."""
+    import torch
+
+    from fdm_cli import rollout
+
+    request, plan = job.request, job.plan
+    return {
+        "frames": plan.length,
+        "width": 0,
+        "height": 0,
+        "fps": job.fps,
+        "seed": seed,
+        "scheme": plan.scheme,
+        "window": plan.window,
+        "step": plan.step,
+        "given": [list(span) for span in plan.given],
+        **job.given.facts,
+        "num_samples": request.num_samples,
+        "scale": request.scale,
+        "grid": request.grid,
+        "sampler": request.sampler,
+        "sampling_steps": len(job.sampling.timesteps),
+        "eta": request.eta,
+        "guidance": job.sampling.guidance,
+        "embedding": request.embedding if adaptive else None,
+        "compile": request.compile,
+        "network_calls": job.calls,
+        "max_batch": job.max_batch,
+        "checkpoint": str(job.model_file),
+        "checkpoint_sha256": job.checkpoint.sha256,
+        "plan_sha256": rollout.digest(plan),
+        "fdm": __version__,
+        "torch": torch.__version__,
+        "device": job.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": job.ranks.size,
+    }
 
 
 def _outputs(request: Request, scheme_name: str) -> Outputs:
@@ -259,9 +330,10 @@ def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) 
     )
 
 
-def _how(request: Request, sampling: Sampling) -> str:
+def _how(job: _Job) -> str:
+    sampling = job.sampling
     guided = f", guidance {sampling.guidance:g}" if sampling.guidance != 1 else ""
-    return f"{request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{guided}"
+    return f"{job.request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{guided}"
 
 
 def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]:
@@ -270,49 +342,40 @@ def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]
         yield replace(stage, observed=chosen[number]) if number in chosen else stage
 
 
-def _what_would_be(
-    plan: Plan,
-    clip_length: int,
-    sampling: Sampling,
-    calls: int,
-    seconds: float,
-    memory: tuple[dict[str, Any] | None, str],
-    request: Request,
-    files: Outputs,
-) -> tuple[dict[str, Any], str]:
+def _what_would_be(job: _Job) -> tuple[dict[str, Any], str]:
+    """For `--dry-run`: as `_run`."""
+    from fdm_cli import batch, rollout
+
+    plan, sampling, samples, clip_length = job.plan, job.sampling, job.request.num_samples, job.checkpoint.clip_length
+    memory, memory_text = memory_report.sampling_plan(
+        job.checkpoint, min(job.widest, job.max_batch), plan, job.budget, job.device
+    )
+    seconds = rollout.frames_computed(plan, sampling, samples, job.max_batch, job.ranks) * batch.seconds_per_frame(
+        job.checkpoint, plan, samples, job.max_batch, sampling.guidance
+    )
     facts = {
         **as_data(plan, with_stages=False),
-        "num_samples": request.num_samples,
-        "sampler": request.sampler,
+        "num_samples": samples,
+        "sampler": job.request.sampler,
         "sampling_steps": len(sampling.timesteps),
         "guidance": sampling.guidance,
-        "network_calls": calls,
-        "outputs": list(map(str, files.paths)),
+        "network_calls": job.calls,
+        "outputs": list(map(str, job.files.paths)),
         "clip_length": clip_length,
         "estimated_seconds": round(seconds, 1),
-        "memory": memory[0],
+        "memory": memory,
     }
     text = (
         f"{plural(plan.length, 'frame')} with {plan.scheme} (window {plan.window}, step {plan.step}): "
         f"{plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}\n"
-        f"{plural(calls, 'network call')} ({_how(request, sampling)}), "
+        f"{plural(job.calls, 'network call')} ({_how(job)}), "
         f"about {duration(seconds)}\nreaches {plural(plan.reach, 'frame')}; "
-        f"the model was trained on clips of {clip_length}, which reach {clip_length - 1}\n{memory[1]}"
+        f"the model was trained on clips of {clip_length}, which reach {clip_length - 1}\n{memory_text}"
     )
     return facts, text
 
 
-def _write(
-    updates: Iterator[Update],
-    films: Films,
-    plan: Plan,
-    calls: int,
-    steps: int,
-    fps: float,
-    files: Outputs,
-    request: Request,
-    output: Output,
-) -> Sequence[dict[int, tuple[int, ...]]]:
+def _write(updates: Iterator[Update], job: _Job) -> Sequence[dict[int, tuple[int, ...]]]:
     """Writes frames while they are made; no half-written video is left behind when it does not end well.
 
     Returns:
@@ -324,16 +387,18 @@ def _write(
     from fdm_cli import video
     from fdm_cli.signals import StopSignals
 
-    windows = plan.calls * request.num_samples
-    chosen: list[dict[int, tuple[int, ...]]] = [{} for _ in range(request.num_samples)]
+    output, files, films = job.output, job.files, job.films
+    windows = job.plan.calls * job.request.num_samples
+    steps = len(job.sampling.timesteps)
+    chosen: list[dict[int, tuple[int, ...]]] = [{} for _ in range(job.request.num_samples)]
     made = 0
-    with StopSignals() as stop, films, output.progress(calls, "network calls", steps="steps") as progress:
+    with StopSignals() as stop, films, output.progress(job.calls, "network calls", steps="steps") as progress:
         began = time.monotonic()
         for update in updates:
-            for job in update.executed:
-                made += len(job.stage.latent)
-                if job.stage.choice is not None:
-                    chosen[job.sample][job.number] = job.observed
+            for window in update.executed:
+                made += len(window.stage.latent)
+                if window.stage.choice is not None:
+                    chosen[window.sample][window.number] = window.observed
             if update.replayed:
                 made, began = 0, time.monotonic()
                 progress.skip(update.network_calls)
@@ -356,9 +421,9 @@ def _write(
         files.let_replace()  # from here on what exists can be this run's own
     for remark in films.remarks:
         output.note(remark)
-    if abs(films.fps / fps - 1) > 0.005:
+    if abs(films.fps / job.fps - 1) > 0.005:
         ticks = f"{files.paths[0].suffix} counts in whole ticks"
-        output.note(f"{fps:.4g} frames per second became {films.fps:.4g}: {ticks}")
+        output.note(f"{job.fps:.4g} frames per second became {films.fps:.4g}: {ticks}")
     return chosen
 
 

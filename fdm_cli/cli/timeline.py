@@ -57,7 +57,8 @@ def timeline(plan: Plan, columns: int, marks: Marks) -> str:
         stage = plan.stages[index]
         prefix = str(index).rjust(numbers) + ("  " + str(stage.wave).rjust(waves) if waves else "")
         lines.append(f"{prefix}  {_row(stage, index, makers, per_column, marks)}".rstrip())
-    return "\n".join([*lines, "", *_legend(plan, columns, per_column, marks)])
+    chosen = any(plan.stages[index].choice is not None for index in shown)
+    return "\n".join([*lines, "", *_legend(chosen, columns, per_column, marks)])
 
 
 def _row(stage: Stage, index: int, makers: list[int], per_column: int, marks: Marks) -> str:
@@ -85,9 +86,9 @@ def _axis(length: int, per_column: int, cells: int) -> str:
     return line
 
 
-def _legend(plan: Plan, columns: int, per_column: int, marks: Marks) -> list[str]:
+def _legend(chosen: bool, columns: int, per_column: int, marks: Marks) -> list[str]:
     entries = [f"{marks.latent} generated", f"{marks.observed} observed"]
-    if any(stage.choice is not None for stage in plan.stages[: _HEAD_ROWS + _TAIL_ROWS]):
+    if chosen:
         entries.append(f"{marks.candidate} may be observed (chosen at run time)")
     entries.append(f"{marks.known} known")
     if per_column > 1:

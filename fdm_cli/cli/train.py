@@ -28,6 +28,20 @@ if TYPE_CHECKING:
     from fdm_cli.trainer import Trainer
 
 DEFAULT_PRESET = "moving-mnist-small"
+# Of a run that is resumed: its length, where its data lies (whether it is the same is seen by its content), and how
+# the work is done and saved, which changes the result by rounding at most.
+MAY_CHANGE = (
+    "data.source",
+    "training.steps",
+    "training.accumulation",
+    "training.precision",
+    "training.activation_checkpointing",
+    "training.compile",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.held_out_every",
+    "training.preview_every",
+)
 
 
 class Precision(StrEnum):
@@ -213,14 +227,10 @@ def _new_folder(name: str) -> Path:
 
 
 def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, sets: list[str]) -> Config:
-    """The run's own configuration; what the command line says must agree with it.
-
-    But for the number of steps, which stays the run's unless --steps changes it, and where the data lies: whether
-    it is the same is seen by its content.
-    """
+    """The run's own configuration; what the command line says must agree with it, but for what MAY_CHANGE."""
     from fdm_cli import config as configuration
 
-    free = [text for text in sets if text.startswith(("training.steps=", "data.source="))]
+    free = [text for text in sets if text.partition("=")[0] in MAY_CHANGE]
     config = _own_config(folder, free)
     if preset or file or len(free) < len(sets):
         if file is not None:
@@ -230,10 +240,11 @@ def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, se
         else:
             asked = _own_config(folder, sets)
         for name, _, _ in configuration.differences(config, asked):
-            if name != "training.steps":
+            if name not in MAY_CHANGE:
                 raise BadInput(
                     f"{folder.path} was started with another {name}",
-                    "only --steps and --data may change when a run is resumed; --run starts another one",
+                    "a resumed run may change its --steps, --data and --precision, how its work is split and saved, "
+                    "nothing else; --init-from starts another run from its weights",
                 )
     return config
 
@@ -255,7 +266,6 @@ def _show_plan(job: _Job, *, named_data: bool) -> None:
 
     from fdm_cli import config as configuration
     from fdm_cli.cli import data_report, memory_report
-    from fdm_cli.dataset import BUILT_IN
     from fdm_cli.unet import UNet
 
     config, output, path = job.config, job.output, job.folder.path
@@ -264,10 +274,10 @@ def _show_plan(job: _Job, *, named_data: bool) -> None:
     if job.start is None and not job.resume:
         data_report.warn_of_pixels(found, config, output)
     sheet = None
-    if named_data or config.data.source != BUILT_IN:
+    if named_data or config.data.source != configuration.BUILT_IN:
         try:
             sheet = data_report.draw_sheet(config)
-        except RunFailed as error:
+        except (BadInput, RunFailed) as error:  # the current folder may be read-only, which says nothing of the run
             output.warn(f"no sheet of training windows: {error.message}")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
@@ -316,8 +326,10 @@ def _train(job: _Job, tensorboard: bool) -> None:
         for remark in remarks:
             output.warn(remark)
         trainer = training.Trainer(config, clips, device, held_out, ranks)
+        resumed = state is not None
         if state is not None:
             trainer.load(state)
+            state = None  # gives its memory back
             if trainer.step > config.training.steps:
                 raise BadInput(
                     f"{folder.path} is at step {trainer.step} already, beyond {config.training.steps}",
@@ -327,7 +339,7 @@ def _train(job: _Job, tensorboard: bool) -> None:
             trainer.start_from(start.checkpoint)
             start.checkpoint.model.to("meta")  # gives its memory back
         if ranks.rank == 0:
-            _open_run(folder, trainer, found, state is not None, start is not None)
+            _open_run(folder, trainer, found, resumed, start is not None)
         total = config.training.steps
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         if trainer.step < total:

@@ -249,3 +249,12 @@ def test_with_a_checkpoint_it_says_whether_the_model_has_seen_such_distances(mic
     assert data["clip_length"] == 20
     assert data["reach"] > 30
     assert data["window"] == 16
+
+
+def test_the_legend_names_what_only_the_last_rows_show(tmp_path):
+    (tmp_path / "late.yaml").write_text("""
+rounds:
+  - {generate: next, times: 60, observe: [before: rest]}
+  - {generate: next, observe: [before: 1, diverse: rest]}
+""")
+    assert "may be observed" in fdm("late.yaml", "--length", "800", cwd=tmp_path).stdout

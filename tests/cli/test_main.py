@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fdm_cli.cli.render import Output
 from fdm_cli.errors import is_out_of_memory
 from tests.command import environment
 from tests.conftest import ROOT, fdm
@@ -97,6 +98,23 @@ def test_an_interruption_while_torch_is_loaded(seconds):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0 or (process.returncode, stderr) == (130, "error: interrupted\n")
     assert process.returncode == 130 or seconds > 0.2  # done by then
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, f"{'x' * 300}/y"])
+@pytest.mark.parametrize("command", [["extend"], ["sample", "--scheme"], ["sample", "--checkpoint"]])
+def test_names_that_no_file_has(command, name, tmp_path):
+    done = fdm(*command, name, cwd=tmp_path, check=2)
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()].count("error") == 1
+
+
+def test_a_terminal_that_goes_away_during_progress_ends_nothing(monkeypatch):
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Output().progress(3, "steps") as progress:
+            progress.update(1)
+            os.close(ours)
+            progress.update(2)
 
 
 def test_closed_and_full_stdout():

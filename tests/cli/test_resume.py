@@ -197,3 +197,17 @@ def test_a_name_as_long_as_file_systems_allow(micro_checkpoint, tmp_path):
         f"{longest}.gif{ending}" for ending in ("", ".json", ".sheet.png")
     ]
     assert "longer than 240 bytes" in fdm(*common, "-o", f"{longest}動.gif", cwd=tmp_path, check=2).stderr
+
+
+def test_a_chosen_name_that_is_long_is_found_again(micro_checkpoint, tmp_path):
+    clip = tmp_path / f"{'動' * 60}.gif"
+    fdm("sample", "--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 1, "-o", clip, "-q")
+    command = ("extend", clip, "--checkpoint", micro_checkpoint, "--length", 120, "--sampling-steps", 3)
+    process = Command(*command, cwd=tmp_path)
+    while process.poll() is None and not list(tmp_path.glob(".*.work/journal.jsonl")):
+        time.sleep(0.005)
+    (work,) = tmp_path.glob(".*.work")
+    assert stop(process, work, signal.SIGTERM) == 143
+    done = fdm(*command, "--resume", cwd=tmp_path)
+    assert "starting one" not in done.stderr
+    assert not work.exists()

@@ -63,6 +63,8 @@ def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
     assert_same(run, straight)
     done = fdm("train", "--run", run, "--resume", "--set", "training.learning_rate=0.5", check=2)
     assert "another training.learning_rate" in done.stderr
+    done = fdm("train", "--run", run, "--resume", "--set", "training.accumulation=4", "--precision", "fp32")
+    assert "accumulation: 4" in (run / "config.yaml").read_text()
     # The preset's own number of steps is not an option that was given.
     done = fdm("train", "--preset", "micro", *MICRO[5:], "--run", run, "--resume")
     assert "is at step 6 already" in done.stderr
