@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fdm_cli import samplers
 from fdm_cli.checkpoint import Checkpoint
-from fdm_cli.config import Config
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
 from fdm_cli.randomness import generator
@@ -40,17 +39,15 @@ class Sampling:
     guidance: float = 1.0
 
     @staticmethod
-    def of(sampler: str, steps: int | None, guidance: float, config: Config, eta: float = 0.0) -> Sampling:
-        """A sampler by its name, over `steps` of a model's timesteps, or the sampler's own number of them.
+    def of(sampler: str, steps: int | None, guidance: float, timesteps: int, eta: float = 0.0) -> Sampling:
+        """A sampler by its name, over `steps` of T timesteps, or the sampler's own number of them.
 
         Raises:
             BadInput: unknown sampler, or an eta that it does not have; more steps than timesteps.
         """
         step = samplers.make(sampler, eta)
-        timesteps = config.diffusion.timesteps
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
-        chosen = samplers.choose_timesteps(timesteps, steps, config.training.timestep_shift)
-        return Sampling(step, chosen, guidance)
+        return Sampling(step, samplers.choose_timesteps(timesteps, steps), guidance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def write_preview(checkpoint: Checkpoint, path: Path, at_once: int) -> None:
         sheets=[path.with_suffix(".png")],
     )
     the_plan = plan.make(scheme.load(SCHEME), length=length, window=min(config.model.window, length))
-    sampling = Sampling.of(SAMPLER, None, guidance=1.0, config=config)
+    sampling = Sampling.of(SAMPLER, None, guidance=1.0, timesteps=config.diffusion.timesteps)
     with films:
         for update in rollout.run(checkpoint, the_plan, sampling, seed=SEED, samples=SAMPLES, max_batch=at_once):
             for frames in update.frames:

@@ -11,7 +11,6 @@ from fdm_cli import evaluate, given, metrics, rollout, scheme
 from fdm_cli import plan as planning
 from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
-from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, RunFailed
@@ -59,7 +58,7 @@ def result(work):
             return stop.value, calls
 
 
-DDIM = Sampling.of("ddim", 2, 1.0, Config())
+DDIM = Sampling.of("ddim", 2, 1.0, 1000)
 
 
 def test_clips_are_numbered_and_do_not_depend_on_how_many_there_are():

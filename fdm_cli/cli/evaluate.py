@@ -197,7 +197,7 @@ def evaluate(
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, weight, model.config, eta),
+        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta),
         seed=seed,
         given=given,
         max_batch=max_batch,

@@ -163,7 +163,9 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
     warn_of_blind(plan, output)
     warn_of_window(plan, model.window, output)
     guidance = options.guidance_weight(request.guidance, request.checkpoint)
-    sampling = batch.Sampling.of(request.sampler, request.sampling_steps, guidance, checkpoint.config, request.eta)
+    sampling = batch.Sampling.of(
+        request.sampler, request.sampling_steps, guidance, checkpoint.process.timesteps, request.eta
+    )
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
     # What is free differs from process to process; how the work is divided into batches must not.
     max_batch = ranks.smallest(
