@@ -39,7 +39,9 @@ class Sampling:
     guidance: float = 1.0
 
     @staticmethod
-    def of(sampler: str, steps: int | None, guidance: float, timesteps: int, eta: float = 0.0) -> Sampling:
+    def of(
+        sampler: str, steps: int | None, guidance: float, timesteps: int, eta: float = 0.0, shift: float = 1.0
+    ) -> Sampling:
         """A sampler by its name, over `steps` of T timesteps, or the sampler's own number of them.
 
         Raises:
@@ -47,7 +49,7 @@ class Sampling:
         """
         step = samplers.make(sampler, eta)
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
-        return Sampling(step, samplers.choose_timesteps(timesteps, steps), guidance)
+        return Sampling(step, samplers.choose_timesteps(timesteps, steps, shift), guidance)
 
 
 @dataclass(frozen=True, slots=True)

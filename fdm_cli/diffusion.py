@@ -28,6 +28,11 @@ def make_betas(schedule: str, timesteps: int) -> Tensor:
     return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
 
 
+def shifted(way: float, shift: float) -> float:
+    """A part of the way to pure noise, 0 to 1, moved towards it: k u / (1 + (k - 1) u) (arXiv 2403.03206, eq. 23)."""
+    return shift * way / (1 + (shift - 1) * way)
+
+
 def normalised(video: Tensor, config: DiffusionConfig) -> Tensor:
     """A video in [-1, 1] as the process and the network see it: of mean 0 and standard deviation 1."""
     return (video - config.data_mean) / config.data_std if _normalises(config) else video

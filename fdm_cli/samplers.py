@@ -35,7 +35,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fdm_cli.diffusion import Process
+from fdm_cli.diffusion import Process, shifted
 from fdm_cli.errors import BadInput, did_you_mean
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, timestep (B,)) -> the network's output
@@ -144,8 +144,19 @@ def make(name: str, eta: float = 0.0) -> Step:
     raise BadInput(f"unknown sampler {name!r}", did_you_mean(name, DEFAULT_STEPS))
 
 
-def choose_timesteps(total: int, steps: int) -> list[int]:
-    """`steps` timesteps out of 0..T-1, evenly, descending, from T-1 (where x_T is pure noise) to 0.
+LAST = 0.02  # of the way to pure noise, see `choose_timesteps`
+
+
+def choose_timesteps(total: int, steps: int, shift: float = 1.0) -> list[int]:
+    """`steps` timesteps out of 0..T-1, descending, from T-1, where x_T is pure noise.
+
+    Evenly down to 0; or `diffusion.shifted` down to LAST, because a long step that ends with less noise makes what it
+    extrapolates too bright.
+
+    Args:
+        total: T.
+        steps: how many.
+        shift: above 1 takes more of them where there is much noise; 1 is even.
 
     Raises:
         BadInput: fewer than 1 or more than T steps.
@@ -154,7 +165,13 @@ def choose_timesteps(total: int, steps: int) -> list[int]:
         raise BadInput(f"{steps} sampling steps; the model's process has {total}", f"take 1 to {total}")
     if steps == 1:
         return [total - 1]
-    return [round((total - 1) * (steps - 1 - i) / (steps - 1)) for i in range(steps)]
+    if shift == 1:
+        return [round((total - 1) * after / (steps - 1)) for after in reversed(range(steps))]
+    timesteps = [total]
+    for after in reversed(range(steps)):  # calls that come after this one, each at another timestep
+        way = LAST + (1 - LAST) * shifted(after / (steps - 1), shift)
+        timesteps.append(min(timesteps[-1] - 1, max(after, round((total - 1) * way))))
+    return timesteps[1:]
 
 
 def sample(

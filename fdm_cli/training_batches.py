@@ -14,6 +14,7 @@ from torch import Tensor
 from fdm_cli import video
 from fdm_cli.config import Config
 from fdm_cli.dataset import Clips
+from fdm_cli.diffusion import shifted
 from fdm_cli.masks import sample_masks
 from fdm_cli.randomness import generator
 
@@ -80,14 +81,14 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
 def draw_timestep(config: Config, generator: torch.Generator) -> int:
     """One of 0..T-1, at a shift of 1 each as often as any other.
 
-    A shift of k moves the fraction u of the way to pure noise to k u / (1 + (k - 1) u) (arXiv 2403.03206, eq. 23).
+    Others are `shifted`.
     Where x_t is mostly noise the network must learn from the observed frames; elsewhere it soon knows enough.
     """
     timesteps, shift = config.diffusion.timesteps, config.training.timestep_shift
     if shift == 1:
         return int(torch.randint(timesteps, (), generator=generator))
     u = float(torch.rand((), generator=generator, dtype=torch.float64))
-    return min(timesteps - 1, int(timesteps * shift * u / (1 + (shift - 1) * u)))
+    return min(timesteps - 1, int(timesteps * shifted(u, shift)))
 
 
 class Ahead(Generic[T]):

@@ -112,6 +112,16 @@ def test_timesteps_start_at_pure_noise(total, steps):
     assert steps == 1 or timesteps[-1] == 0
 
 
+def test_a_shift_asks_more_often_where_there_is_much_noise():
+    assert choose_timesteps(1000, 12, 2.0) == [999, 952, 901, 844, 781, 711, 632, 542, 440, 321, 183, 20]
+    assert choose_timesteps(1000, 1000, 2.0) == list(range(999, -1, -1))
+    for steps in (400, 500, 900):
+        timesteps = choose_timesteps(1000, steps, 2.0)
+        assert timesteps == sorted(set(timesteps), reverse=True)
+        assert (len(timesteps), timesteps[0]) == (steps, 999)
+        assert timesteps[-1] >= 0
+
+
 def test_bad_requests():
     for steps in (0, 1001):
         with pytest.raises(BadInput, match="sampling steps"):

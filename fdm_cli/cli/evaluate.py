@@ -49,6 +49,7 @@ NEEDS = {
     "sampler": ("prediction", "drift"),
     "sampling_steps": ("prediction", "drift"),
     "eta": ("prediction", "drift"),
+    "timestep_shift": ("prediction", "drift"),
     "guidance": ("prediction", "drift"),
 }
 LEAST_REAL = 64  # real clips that rollouts are compared with, or as many as there are rollouts
@@ -130,6 +131,7 @@ def evaluate(
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     eta: options.Eta = 0.0,
+    timestep_shift: options.TimestepShift = 1.0,
     guidance: options.Guidance = None,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
@@ -197,7 +199,7 @@ def evaluate(
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta),
+        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta, timestep_shift),
         seed=seed,
         given=given,
         max_batch=max_batch,
@@ -238,6 +240,7 @@ def evaluate(
         "sampler": sampler,
         "sampling_steps": len(setting.sampling.timesteps),
         "eta": eta,
+        "timestep_shift": timestep_shift,
         "guidance": weight,
         "device": where.type,
         "prediction": finite(dataclasses.asdict(prediction)) if prediction else None,

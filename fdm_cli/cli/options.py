@@ -185,6 +185,16 @@ Eta = Annotated[
     float,
     typer.Option("--eta", metavar="E", min=0.0, max=1.0, help="Of ddim: 0 adds no noise, 1 as much as ancestral."),
 ]
+TimestepShift = Annotated[
+    float,
+    typer.Option(
+        "--timestep-shift",
+        metavar="K",
+        min=0.1,
+        max=10.0,
+        help="Spacing of the steps: above 1 more where there is much noise; 1 is even.",
+    ),
+]
 Guidance = Annotated[
     float | None,
     typer.Option(

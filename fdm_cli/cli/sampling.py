@@ -45,6 +45,7 @@ class Request:
     sampler: str
     sampling_steps: int | None
     eta: float
+    timestep_shift: float
     guidance: float | None
     max_batch: int | None
     output: Path | None
@@ -67,8 +68,8 @@ class Request:
 # What decides the frames, of what the report says: a run is resumed only where all of it is the same.
 _DECISIVE = (
     "checkpoint_sha256", "scheme", "frames", "window", "step", "given", "input_sha256", "num_samples", "seed",
-    "sampler", "sampling_steps", "eta", "guidance", "embedding", "compile", "max_batch", "processes", "device",
-    "threads", "fdm", "torch", "plan_sha256",
+    "sampler", "sampling_steps", "eta", "timestep_shift", "guidance", "embedding", "compile", "max_batch", "processes",
+    "device", "threads", "fdm", "torch", "plan_sha256",
 )  # fmt: skip
 
 
@@ -164,7 +165,12 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
     warn_of_window(plan, model.window, output)
     guidance = options.guidance_weight(request.guidance, request.checkpoint)
     sampling = batch.Sampling.of(
-        request.sampler, request.sampling_steps, guidance, checkpoint.process.timesteps, request.eta
+        request.sampler,
+        request.sampling_steps,
+        guidance,
+        checkpoint.process.timesteps,
+        request.eta,
+        request.timestep_shift,
     )
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
     # What is free differs from process to process; how the work is divided into batches must not.
@@ -291,6 +297,7 @@ def _report(job: _Job, seed: int, *, adaptive: bool) -> dict[str, Any]:
         "sampler": request.sampler,
         "sampling_steps": len(job.sampling.timesteps),
         "eta": request.eta,
+        "timestep_shift": request.timestep_shift,
         "guidance": job.sampling.guidance,
         "embedding": request.embedding if adaptive else None,
         "compile": request.compile,

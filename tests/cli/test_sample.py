@@ -119,6 +119,17 @@ def test_windows_that_see_nothing_are_warned_about(micro_checkpoint, tmp_path):
     assert "warning: 3 of 3 windows observe no frame" in fdm(*common, "--step", 16, cwd=tmp_path).stderr
 
 
+def test_another_spacing_of_the_steps_is_another_video(micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 16, "--sampling-steps", 4, "--seed", 1, "--json")
+    frames = []
+    for number, shift in enumerate(((), ("--timestep-shift", 1), ("--timestep-shift", 2))):
+        done = fdm(*common, *shift, "-o", f"{number}.npz", cwd=tmp_path)
+        assert json.loads(done.stdout)["timestep_shift"] == (shift[1] if shift else 1)
+        frames.append(np.load(tmp_path / f"{number}.npz")["frames"])
+    assert np.array_equal(frames[0], frames[1])
+    assert not np.array_equal(frames[0], frames[2])
+
+
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
     done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
