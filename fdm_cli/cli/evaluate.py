@@ -213,6 +213,7 @@ def evaluate(
     how = ""
     if parts != ("bound",):  # which samples nothing
         how = f"{sampler}, {plural(len(setting.sampling.timesteps), 'step')}, "
+        how += f"timestep shift {timestep_shift:g}, " if timestep_shift != 1 else ""
         how += f"guidance {weight:g}, " if weight != 1 else ""
     trained = f"{model_file} after {plural(model.step, 'step')}"
     output.show(f"{trained}, on held-out clips of {measured_on}; {how}seed {seed}")

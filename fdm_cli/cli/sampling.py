@@ -341,8 +341,10 @@ def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) 
 
 def _how(job: _Job) -> str:
     sampling = job.sampling
-    guided = f", guidance {sampling.guidance:g}" if sampling.guidance != 1 else ""
-    return f"{job.request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{guided}"
+    shift, guidance = job.request.timestep_shift, sampling.guidance
+    shifted = f", timestep shift {shift:g}" if shift != 1 else ""
+    guided = f", guidance {guidance:g}" if guidance != 1 else ""
+    return f"{job.request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{shifted}{guided}"
 
 
 def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]:
