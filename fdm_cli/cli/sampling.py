@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdm_cli import __version__, scheme
 from fdm_cli.cli import memory_report, options
-from fdm_cli.cli.clip import ClipRequest, given_frames, open_clips
+from fdm_cli.cli.clip import ClipRequest, Given, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
 from fdm_cli.cli.plan_report import as_data, warn_of_blind, warn_of_reach, warn_of_window
 from fdm_cli.cli.render import Output, duration, plural
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fdm_cli.batch import Sampling
     from fdm_cli.budget import Budget
     from fdm_cli.checkpoint import Checkpoint
-    from fdm_cli.cli.clip import Given
     from fdm_cli.distributed import Ranks
     from fdm_cli.films import Films
     from fdm_cli.plan import Plan, Stage
@@ -86,6 +85,7 @@ class _Job:
         checkpoint: the model, on its device.
         device: where it computes.
         given: the clip's frames, or none.
+        adaptive: whether the scheme chooses observed frames at run time.
         plan: the windows.
         sampling: how each is sampled.
         budget: the memory that a network call may take.
@@ -103,6 +103,7 @@ class _Job:
     checkpoint: Checkpoint
     device: torch.device
     given: Given
+    adaptive: bool
     plan: Plan
     sampling: Sampling
     budget: Budget | None
@@ -197,6 +198,7 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
         checkpoint=checkpoint,
         device=device,
         given=given,
+        adaptive=plan_scheme.adaptive,
         plan=plan,
         sampling=sampling,
         budget=budget,
@@ -213,12 +215,12 @@ def _run(job: _Job, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str]:
 
     request, output, ranks, files, plan = job.request, job.output, job.ranks, job.files, job.plan
     choose = None
-    if scheme.load(request.scheme).adaptive:
+    if job.adaptive:
         embedding = diversity.make_embedding(request.embedding, job.device)
         choose = diversity.Diversity(plan, embedding, request.num_samples).choose
     seed = request.seed if request.seed is not None else (files.earlier or {}).get("seed")
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
-    report = _report(job, seed, adaptive=choose is not None)
+    report = _report(job, seed)
     if request.compile:
         compiled.compile_blocks(job.checkpoint.model)
         stack.enter_context(compiled.explained("leave out --compile"))
@@ -273,7 +275,7 @@ def _run(job: _Job, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str]:
     return dict(reports[0], outputs=paths, sheets=sheets), "\n".join(paths)
 
 
-def _report(job: _Job, seed: int, *, adaptive: bool) -> dict[str, Any]:
+def _report(job: _Job, seed: int) -> dict[str, Any]:
     """How the videos are made; sizes, rate and time are known when the files are written."""
     import torch
 
@@ -299,7 +301,7 @@ def _report(job: _Job, seed: int, *, adaptive: bool) -> dict[str, Any]:
         "eta": request.eta,
         "timestep_shift": request.timestep_shift,
         "guidance": job.sampling.guidance,
-        "embedding": request.embedding if adaptive else None,
+        "embedding": request.embedding if job.adaptive else None,
         "compile": request.compile,
         "network_calls": job.calls,
         "max_batch": job.max_batch,
