@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fdm_cli.group_norm import group_norm, group_norm_of
+from fdm_cli.group_norm import group_norm_linear, group_norm_of
 
 GROUPS = 32  # of every GroupNorm
 
@@ -192,10 +192,11 @@ class TemporalAttention(nn.Module):
             counted: (B, K) bool, the frames that enter the statistics of the GroupNorm; None for all.
         """
         if counted is None:
-            normed = group_norm(x, *affine(self.norm), GROUPS)
+            normed, qkv = group_norm_linear(x, *affine(self.norm), GROUPS, self.qkv.weight, self.qkv.bias)
         else:
             normed = group_norm_of(x, *affine(self.norm), GROUPS, counted)
-        qkv = self.qkv(normed).unflatten(-1, (3, self.num_heads, -1))  # (B, K, P, 3, h, f)
+            qkv = self.qkv(normed)
+        qkv = qkv.view(*qkv.shape[:-1], 3, self.num_heads, -1)  # (B, K, P, 3, h, f)
         # One copy lets the many small products over the frames of a pixel run as one batch.
         q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).contiguous()  # (B, P, h, K, f) each
         R_q, R_k, R_v = relative.vectors
@@ -230,11 +231,11 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(F, P, C) -> the same; F frames of any clips."""
-        normed = group_norm(x[:, :, None], *affine(self.norm), GROUPS).squeeze(2)
-        qkv = self.qkv(normed)
+        maps = group_norm_linear(x[:, :, None], *affine(self.norm), GROUPS, self.qkv.weight, self.qkv.bias)
+        normed, qkv = (value.squeeze(2) for value in maps)
         # In bf16 the backward pass of PyTorch's kernel for CPUs takes five times as long as in fp32.
         wide = qkv.float() if qkv.device.type == "cpu" else qkv
-        q, k, v = wide.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = wide.view(*wide.shape[:-1], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(qkv.dtype)
         return self.proj_out(out).add_(x if self.plain_residual else normed)

@@ -2,7 +2,8 @@
 
 What PyTorch offers takes three steps (normalise, scale and shift, SiLU), each of which keeps a copy of the
 feature map for the backward pass; and on a CPU its kernel for channel-last maps is slow where they are small.
-Here only the input is kept, and what the backward pass needs of the rest is computed again.
+Here only the input is kept, and what the backward pass needs of the rest is computed again; that goes for the
+normalised map, too, where a linear layer follows.
 
 A map in half precision stays so, as does the result; in between all is computed in the precision of scale and shift.
 """
@@ -38,10 +39,30 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool 
     Returns:
         (N, R, M, C).
     """
-    scale, shift = (value.view(-1, 1, 1, x.shape[-1]) for value in (scale, shift))
-    if torch.compiler.is_compiling():  # it chooses what is kept and what is computed again
-        return _normalised(x.to(scale.dtype), scale, shift, groups, silu)[0].to(x.dtype)
-    return _GroupNorm.apply(x, scale, shift, groups, silu)  # type: ignore[no-untyped-call]
+    return _group_norm(x, _of_maps(scale), _of_maps(shift), groups, silu)[0]
+
+
+def group_norm_linear(
+    x: Tensor, scale: Tensor, shift: Tensor, groups: int, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`group_norm` without activation, and a linear map of it for which no copy of it is kept.
+
+    Args:
+        x: (N, R, M, C), contiguous.
+        scale: (C,).
+        shift: (C,).
+        groups: number of groups; divides C.
+        weight: (D, C).
+        bias: (D,).
+
+    Returns:
+        The normalised map, (N, R, M, C), and weight @ it + bias, (N, R, M, D).
+    """
+    scale, shift = _of_maps(scale), _of_maps(shift)
+    y, mean, rstd = _group_norm(x, scale, shift, groups, silu=False)
+    if torch.compiler.is_compiling():
+        return y, F.linear(y, weight, bias)
+    return y, _LinearOfNormed.apply(y, weight, bias, x, mean, rstd, scale, shift)  # type: ignore[no-untyped-call]
 
 
 def group_norm_of(x: Tensor, scale: Tensor, shift: Tensor, groups: int, counted: Tensor) -> Tensor:
@@ -65,11 +86,26 @@ def group_norm_of(x: Tensor, scale: Tensor, shift: Tensor, groups: int, counted:
     return (centred * torch.rsqrt(variance + EPS)).flatten(-2) * scale + shift
 
 
+def _of_maps(value: Tensor) -> Tensor:
+    """(C,) or (N, C) -> (1 or N, 1, 1, C)."""
+    return value.view(-1, 1, 1, value.shape[-1])
+
+
+def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalised map, and the mean and rstd that it was made with, which are for backward passes only."""
+    if torch.compiler.is_compiling():  # it chooses what is kept and what is computed again
+        y, mean, rstd = _normalised(x.to(scale.dtype), scale, shift, groups, silu)
+        return y.to(x.dtype), mean, rstd
+    return _GroupNorm.apply(x, scale, shift, groups, silu)  # type: ignore[no-untyped-call]
+
+
 class _GroupNorm(torch.autograd.Function):
     """Statistics have the shape (N, 1, M, G, 1) throughout, what belongs to channels (N, 1, M, G, C / G)."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> Tensor:
+    def forward(
+        ctx: Any, given: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = given.to(scale.dtype)
         if x.shape[2] == 1 and not SMALL < x.shape[1] < LARGE:
             y, mean, rstd = _by_kernel(x, scale, shift, groups)
@@ -77,20 +113,20 @@ class _GroupNorm(torch.autograd.Function):
         else:
             y, mean, rstd = _normalised(x, scale, shift, groups, silu)
         ctx.save_for_backward(given, mean, rstd, scale, shift)
+        ctx.mark_non_differentiable(mean, rstd)
         ctx.groups, ctx.silu = groups, silu
-        return y.to(given.dtype)
+        return y.to(given.dtype), mean, rstd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor, *_of_statistics: None) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """With n = (x - mean) rstd and z = scale n + shift: dz = act'(z) dy, and as in any normalisation.
 
         dx = rstd (scale dz - <scale dz> - n <scale dz n>), where <> is the mean over what shares statistics.
         """
         given, mean, rstd, scale, shift = ctx.saved_tensors
         x, dy = given.to(scale.dtype), dy.to(scale.dtype)
-        centred = x - _of_channels(mean, x)
-        slope = (rstd * _grouped(scale, ctx.groups)).flatten(-2)
+        centred, slope = _centred(x, mean), _slope(rstd, scale)
         dz = torch.ops.aten.silu_backward(dy, torch.addcmul(shift, centred, slope)) if ctx.silu else dy
         by_kernel = x.shape[2] == 1 and x.shape[1] < LARGE
         if by_kernel and len(scale) == len(shift) == 1:
@@ -108,6 +144,35 @@ class _GroupNorm(torch.autograd.Function):
         a, b = _of_channels(-rstd.square() * mean_dn_n, x), _of_channels(-rstd * mean_dn, x)
         dx = torch.addcmul(b, centred, a).addcmul_(dz, slope)
         return dx.to(given.dtype), dscale, dshift, None, None
+
+
+class _LinearOfNormed(torch.autograd.Function):
+    """A linear layer that computes its input, a normalised map, again from what that was made of.
+
+    What it was made of gets its gradients by way of the map, not here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, *made_of: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, *made_of)
+        return F.linear(y, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        weight, given, mean, rstd, scale, shift = ctx.saved_tensors
+        y = torch.addcmul(shift, _centred(given.to(scale.dtype), mean), _slope(rstd, scale)).to(dz.dtype)
+        rows = dz.flatten(0, -2)
+        dweight = (rows.T @ y.flatten(0, -2)).to(weight.dtype)
+        return dz @ weight.to(dz.dtype), dweight, rows.sum(0).to(weight.dtype), *(None for _ in range(5))
+
+
+def _centred(x: Tensor, mean: Tensor) -> Tensor:
+    return x - _of_channels(mean, x)
+
+
+def _slope(rstd: Tensor, scale: Tensor) -> Tensor:
+    return (rstd * _grouped(scale, rstd.shape[-2])).flatten(-2)
 
 
 def _grouped(value: Tensor, groups: int) -> Tensor:
@@ -130,9 +195,9 @@ def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool
     """The definition: y, mean and rstd."""
     # In two passes: a pixel of a still background hardly varies over time, whatever its mean.
     mean = _group_mean(x.mean(1, keepdim=True), groups)
-    y = x - _of_channels(mean, x)
+    y = _centred(x, mean)
     rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
-    y = torch.addcmul(shift, y, (rstd * _grouped(scale, groups)).flatten(-2))
+    y = torch.addcmul(shift, y, _slope(rstd, scale))
     return (F.silu(y, inplace=True) if silu else y), mean, rstd
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fdm_cli.group_norm import LARGE, group_norm, group_norm_of
+from fdm_cli.group_norm import LARGE, group_norm, group_norm_linear, group_norm_of
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -45,6 +45,45 @@ def test_gradients(silu, rows, size, small, large, monkeypatch):
         torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, *size, 8), (rows, 8), (rows, 8))
     ]
     assert torch.autograd.gradcheck(lambda x, scale, shift: group_norm(x, scale, shift, 4, silu), inputs)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (100, 1)])
+def test_with_a_linear_layer(size):
+    shapes = ((2, *size, 8), (8,), (8,), (5, 8), (5,))
+    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def both(x, scale, shift, weight, bias):
+        return group_norm_linear(x, scale, shift, 4, weight, bias)
+
+    assert torch.autograd.gradcheck(both, inputs)
+    x, scale, shift, weight, bias = inputs
+    normed = group_norm(x, scale, shift, 4)
+    torch.testing.assert_close(both(*inputs), (normed, torch.nn.functional.linear(normed, weight, bias)))
+
+
+def test_a_linear_layer_keeps_no_normalised_map():
+    x, ones = torch.randn(2, 100, 1, 32, requires_grad=True), torch.ones(32, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        group_norm_linear(x, ones, ones, 8, torch.randn(96, 32, requires_grad=True), ones.new_zeros(96))
+    assert {value.data_ptr() for value in kept if value.shape == x.shape} == {x.data_ptr()}
+
+
+def test_a_linear_layer_in_half_precision():
+    x = torch.randn(2, 64, 1, 32).bfloat16().requires_grad_()
+    parameters = [torch.randn(*shape, requires_grad=True) for shape in ((32,), (32,), (96, 32), (96,))]
+    same = [value.detach().float().requires_grad_() for value in (x, *parameters)]
+    with torch.autocast("cpu", torch.bfloat16):
+        _, z = group_norm_linear(x, *parameters[:2], 8, *parameters[2:])
+    _, expected = group_norm_linear(*same[:3], 8, *same[3:])
+    weight = torch.randn(z.shape)
+    (z.float() * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert (z.dtype, x.grad.dtype) == (torch.bfloat16, torch.bfloat16)
+    for mine, other in zip((x, *parameters), same, strict=True):
+        assert mine.grad.dtype == mine.dtype
+        scale = other.grad.abs().max().item()
+        torch.testing.assert_close(mine.grad.float(), other.grad, rtol=0.03, atol=0.03 * scale)
 
 
 def test_a_constant_map_is_no_division_by_zero():
