@@ -32,11 +32,13 @@ class Sampling:
         step: the rule of the reverse process.
         timesteps: descending; one network call each.
         guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
+        shift: how the timesteps are spaced, see `samplers.choose_timesteps`; 1 is evenly.
     """
 
     step: samplers.Step
     timesteps: Sequence[int]
     guidance: float = 1.0
+    shift: float = 1.0
 
     @staticmethod
     def of(
@@ -49,7 +51,7 @@ class Sampling:
         """
         step = samplers.make(sampler, eta)
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
-        return Sampling(step, samplers.choose_timesteps(timesteps, steps, shift), guidance)
+        return Sampling(step, samplers.choose_timesteps(timesteps, steps, shift), guidance, shift)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Clips are numbered, and each is a function of its number alone: every model, scheme and batch size is measured on the
 same ones. The noise of a sample belongs to (seed, sample), as in `rollout`. All of it is made by the code that makes
-videos. Each measurement is a generator: it yields the network calls made so far, and returns what it found.
+videos. Each measurement is a generator: it yields the network calls made (or clips looked at) so far, and returns what
+it found.
 """
 
 from __future__ import annotations
@@ -291,7 +292,9 @@ def measure_bound(
     return Bound(sum(terms) + prior, prior, sum(terms[1:]), terms[0], respaced.timesteps, terms)
 
 
-def real_statistics(videos: Iterator[Tensor], network: VideoFeatures | None) -> tuple[Statistics, Tensor | None]:
+def real_statistics(
+    videos: Iterator[Tensor], network: VideoFeatures | None
+) -> Generator[int, None, tuple[Statistics, Tensor | None]]:
     """The statistics of real videos (N, C, H, W) in [-1, 1], all of one length, and their features (videos, F)."""
     rows, features = [], []
     for video in videos:
@@ -300,6 +303,7 @@ def real_statistics(videos: Iterator[Tensor], network: VideoFeatures | None) -> 
         rows.append(_look(frames, torch.cat([torch.full((1,), math.nan), changed])))
         if network is not None:
             features.append(network(frames))
+        yield len(rows)
     return _statistics(torch.stack(rows, dim=1)), torch.stack(features) if features else None
 
 

@@ -120,7 +120,7 @@ class DPMSolver:
         return scale * now.x_t - abar_next**0.5 * math.expm1(-h) * estimate
 
 
-DEFAULT_STEPS = {"ancestral": 250, "ddim": 25, "dpm-solver++": 12}
+DEFAULT_STEPS = {"ancestral": 250, "ddim": 25, "dpm-solver++": 15}
 
 
 def make(name: str, eta: float = 0.0) -> Step:

@@ -187,7 +187,8 @@ def test_something_is_given_and_something_is_left(wrong):
 
 def test_real_clips_are_measured_frame_by_frame():
     videos = windows(3, 7)
-    found, features = real_statistics(iter(videos), None)
+    (found, features), clips = result(real_statistics(iter(videos), None))
+    assert clips == 3
     assert features is None
     frames = metrics.unit(videos)
     assert found.ink == pytest.approx(frames.mean(dim=(0, 2, 3, 4)).tolist())
@@ -230,7 +231,7 @@ def test_the_statistics_are_those_of_the_frames_that_the_rollout_makes():
     found, _ = result(roll_out(checkpoint, plan, DDIM, {}, seed=4, samples=2, max_batch=8, choose=None, network=None))
     made = rollout.run(checkpoint, plan, DDIM, seed=4, samples=2)
     video = torch.stack([frame for update in made for frame in update.frames], dim=1)
-    expected, _ = real_statistics(iter(video), None)
+    (expected, _), _ = result(real_statistics(iter(video), None))
     for name in evaluate.STATISTICS:
         values = getattr(found.statistics, name)
         assert values == pytest.approx(getattr(expected, name), abs=1e-6, nan_ok=True)

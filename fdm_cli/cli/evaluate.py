@@ -52,7 +52,7 @@ NEEDS = {
     "timestep_shift": ("prediction", "drift"),
     "guidance": ("prediction", "drift"),
 }
-LEAST_REAL = 64  # real clips that rollouts are compared with, or as many as there are rollouts
+LEAST_REAL, LEAST_SEEN = 256, 64  # real clips for comparison, and where the features of each are computed
 FEW_VIDEOS = 256  # a Frechet distance of fewer says little
 
 
@@ -131,7 +131,7 @@ def evaluate(
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     eta: options.Eta = 0.0,
-    timestep_shift: options.TimestepShift = 1.0,
+    timestep_shift: options.TimestepShift = None,
     guidance: options.Guidance = None,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
@@ -169,7 +169,7 @@ def evaluate(
         if parts == ("bound",):
             raise BadInput("--plot draws prediction and drift, --only leaves out both")
     model_file = options.model_file(checkpoint, output)
-    weight = options.guidance_weight(guidance, checkpoint)
+    weight, shift = options.guidance_weight(guidance, checkpoint), options.spacing(timestep_shift, checkpoint, sampler)
 
     from fdm_cli import diversity, samplers
     from fdm_cli import evaluate as evaluation
@@ -199,7 +199,7 @@ def evaluate(
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta, timestep_shift),
+        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta, shift),
         seed=seed,
         given=given,
         max_batch=max_batch,
@@ -213,7 +213,7 @@ def evaluate(
     how = ""
     if parts != ("bound",):  # which samples nothing
         how = f"{sampler}, {plural(len(setting.sampling.timesteps), 'step')}, "
-        how += f"timestep shift {timestep_shift:g}, " if timestep_shift != 1 else ""
+        how += f"timestep shift {shift:g}, " if shift != 1 else ""
         how += f"guidance {weight:g}, " if weight != 1 else ""
     trained = f"{model_file} after {plural(model.step, 'step')}"
     output.show(f"{trained}, on held-out clips of {measured_on}; {how}seed {seed}")
@@ -241,7 +241,7 @@ def evaluate(
         "sampler": sampler,
         "sampling_steps": len(setting.sampling.timesteps),
         "eta": eta,
-        "timestep_shift": timestep_shift,
+        "timestep_shift": shift,
         "guidance": weight,
         "device": where.type,
         "prediction": finite(dataclasses.asdict(prediction)) if prediction else None,
@@ -388,10 +388,10 @@ def _prepare_drift(
         network = None
     elif rollouts < FEW_VIDEOS:
         output.warn(f"a Frechet distance of {rollouts} videos is much larger than that of many: compare equal numbers")
-    real_clips = max(rollouts, LEAST_REAL)
-    real, features = evaluation.real_statistics(
-        evaluation.held_out_clips(clips, "video", real_clips, real_length), network
-    )
+    real_clips = max(rollouts, LEAST_SEEN if network else LEAST_REAL)
+    with output.progress(real_clips, "real clips") as progress:
+        videos = evaluation.held_out_clips(clips, "video", real_clips, real_length)
+        real, features = _drive(evaluation.real_statistics(videos, network), progress, "")
     adaptive = any(scheme.adaptive for scheme in loaded)
     drifts = report.Drifts(
         length=length,

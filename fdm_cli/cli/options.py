@@ -17,7 +17,8 @@ from fdm_cli.files import refuse_taken
 from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW
 
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
-BUNDLED_GUIDANCE = 1.5  # what a model gains by it depends on how good it is: README.md has the table for this one
+# What a model gains by them depends on how good it is: README.md has the tables for this one.
+BUNDLED_GUIDANCE, BUNDLED_SHIFT = 1.25, 1.5
 
 
 @dataclass
@@ -75,12 +76,23 @@ def model_file(option: Path | None, output: Output) -> Path:
     return BUNDLED_MODEL
 
 
+def _is_bundled(checkpoint: Path | None) -> bool:
+    """Whether it is the bundled model, named or not."""
+    return checkpoint is None or checkpoint.absolute() == BUNDLED_MODEL.absolute()
+
+
 def guidance_weight(option: float | None, checkpoint: Path | None) -> float:
-    """What `--guidance` says; else the plain model, or what suits the bundled one, named or not."""
+    """What `--guidance` says; else the plain model, or what suits the bundled one."""
     if option is not None:
         return option
-    bundled = checkpoint is None or checkpoint.absolute() == BUNDLED_MODEL.absolute()
-    return BUNDLED_GUIDANCE if bundled else 1.0
+    return BUNDLED_GUIDANCE if _is_bundled(checkpoint) else 1.0
+
+
+def spacing(option: float | None, checkpoint: Path | None, sampler: str) -> float:
+    """What `--timestep-shift` says; else even spacing, or what suits the bundled model by the default sampler."""
+    if option is not None:
+        return option
+    return BUNDLED_SHIFT if _is_bundled(checkpoint) and sampler == DEFAULT_SAMPLER else 1.0
 
 
 def checkpoint_path(text: str) -> Path:
@@ -178,7 +190,7 @@ SamplingSteps = Annotated[
         metavar="N",
         min=1,
         max=100_000,
-        help="Denoising steps a window; default: dpm-solver++ 12, ddim 25, ancestral 250.",
+        help="Denoising steps a window; default: dpm-solver++ 15, ddim 25, ancestral 250.",
     ),
 ]
 Eta = Annotated[
@@ -186,13 +198,14 @@ Eta = Annotated[
     typer.Option("--eta", metavar="E", min=0.0, max=1.0, help="Of ddim: 0 adds no noise, 1 as much as ancestral."),
 ]
 TimestepShift = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--timestep-shift",
         metavar="K",
         min=0.1,
         max=10.0,
-        help="Spacing of the steps: above 1 more where there is much noise; 1 is even.",
+        help="Spacing of the steps: above 1 more where there is much noise; default: 1, even; "
+        f"{BUNDLED_SHIFT:g} with the bundled model and {DEFAULT_SAMPLER}.",
     ),
 ]
 Guidance = Annotated[

@@ -17,7 +17,7 @@ def sample(
     sampler: options.Sampler = options.DEFAULT_SAMPLER,
     sampling_steps: options.SamplingSteps = None,
     eta: options.Eta = 0.0,
-    timestep_shift: options.TimestepShift = 1.0,
+    timestep_shift: options.TimestepShift = None,
     guidance: options.Guidance = None,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",

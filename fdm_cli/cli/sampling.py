@@ -44,7 +44,7 @@ class Request:
     sampler: str
     sampling_steps: int | None
     eta: float
-    timestep_shift: float
+    timestep_shift: float | None
     guidance: float | None
     max_batch: int | None
     output: Path | None
@@ -164,14 +164,13 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
     warn_of_reach(plan, checkpoint.clip_length, output)
     warn_of_blind(plan, output)
     warn_of_window(plan, model.window, output)
-    guidance = options.guidance_weight(request.guidance, request.checkpoint)
     sampling = batch.Sampling.of(
         request.sampler,
         request.sampling_steps,
-        guidance,
+        options.guidance_weight(request.guidance, request.checkpoint),
         checkpoint.process.timesteps,
         request.eta,
-        request.timestep_shift,
+        options.spacing(request.timestep_shift, request.checkpoint, request.sampler),
     )
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
     # What is free differs from process to process; how the work is divided into batches must not.
@@ -299,7 +298,7 @@ def _report(job: _Job, seed: int) -> dict[str, Any]:
         "sampler": request.sampler,
         "sampling_steps": len(job.sampling.timesteps),
         "eta": request.eta,
-        "timestep_shift": request.timestep_shift,
+        "timestep_shift": job.sampling.shift,
         "guidance": job.sampling.guidance,
         "embedding": request.embedding if job.adaptive else None,
         "compile": request.compile,
@@ -343,7 +342,7 @@ def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) 
 
 def _how(job: _Job) -> str:
     sampling = job.sampling
-    shift, guidance = job.request.timestep_shift, sampling.guidance
+    shift, guidance = sampling.shift, sampling.guidance
     shifted = f", timestep shift {shift:g}" if shift != 1 else ""
     guided = f", guidance {guidance:g}" if guidance != 1 else ""
     return f"{job.request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{shifted}{guided}"

@@ -133,7 +133,7 @@ def test_another_spacing_of_the_steps_is_another_video(micro_checkpoint, tmp_pat
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
     done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
-    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 12)
+    assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 15)
     assert result["estimated_seconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
