@@ -10,7 +10,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -69,6 +69,12 @@ class DataConfig:
         # A preset's beginning may be longer than the clips of a user who has only short ones.
         first = min(self.first_clip_length, self.clip_length)
         return round(first * (self.clip_length / first) ** (step / self.growth_steps))
+
+    def after(self, step: int) -> DataConfig:
+        """The same for a run that begins where windows have got to after `step` steps."""
+        if step >= self.growth_steps:
+            return replace(self, first_clip_length=0, growth_steps=0)
+        return replace(self, first_clip_length=self.spanned(step), growth_steps=self.growth_steps - step)
 
 
 @dataclass(frozen=True)

@@ -87,18 +87,40 @@ def _constant_rate(path: Path, durations: list[Fraction]) -> tuple[float, list[i
         return (float(1 / durations[0]) if durations else DEFAULT_FPS), [1], ()
     if len(set(durations)) == 1:
         return float(1 / durations[0]), [1] * len(durations), ()
-    hundredths = [max(2, round(duration * 100)) for duration in durations]
-    tick = math.gcd(*hundredths)
-    repeats = [duration // tick for duration in hundredths]
+    tick, repeats = _rounded_tick(durations) or _common_tick(durations)
     total, stored = sum(repeats), len(repeats)
     if total - stored > MAX_ADDED_FRAMES or total > MAX_PICTURE_FRAMES:
         raise BadInput(
-            f"{path}: its {stored} frames of differing durations make {total} on their common tick of {tick * 10} ms",
+            f"{path}: its {stored} frames of differing durations make {total} on their common tick of "
+            f"{float(1000 * tick):.4g} ms",
             f"give it a constant rate first: ffmpeg -i {path.name} -r 10 constant.mp4",
         )
+    fps = float(1 / tick)
     if total == stored:
-        return 100 / tick, repeats, ()
-    return 100 / tick, repeats, (f"{stored} frames of differing durations, shown as {total} at {100 / tick:.4g} fps",)
+        return fps, repeats, ()
+    return fps, repeats, (f"{stored} frames of differing durations, shown as {total} at {fps:.4g} fps",)
+
+
+def _rounded_tick(durations: list[Fraction]) -> tuple[Fraction, list[int]] | None:
+    """The tick of a constant rate that the file's unit of time does not hold, and how many of them each frame lasts.
+
+    At 30 frames a second a GIF's frames last 30, 40, 30, ... ms. None where no tick fits to within a rounding.
+    """
+    rounding = Fraction(1, 100 if all(100 % duration.denominator == 0 for duration in durations) else 1000)
+    least = min(durations)
+    single = [duration for duration in durations if duration - least <= rounding]
+    tick = sum(single, Fraction()) / len(single)
+    repeats = [round(duration / tick) for duration in durations]  # of a frame that an encoder merged with its copies
+    tick = sum(durations, Fraction()) / sum(repeats)
+    fits = all(abs(duration - repeat * tick) < rounding for duration, repeat in zip(durations, repeats, strict=True))
+    return (tick, repeats) if fits else None
+
+
+def _common_tick(durations: list[Fraction]) -> tuple[Fraction, list[int]]:
+    """The greatest common divisor of the durations, in hundredths of a second, and how many each frame lasts."""
+    hundredths = [max(1, round(duration * 100)) for duration in durations]
+    tick = math.gcd(*hundredths)
+    return Fraction(tick, 100), [duration // tick for duration in hundredths]
 
 
 def flatten(image: NDArray[Any], *, grey: bool) -> Frame:
@@ -121,9 +143,9 @@ def _add_frame(durations: list[Fraction], path: Path, numerator: int, denominato
 
 @lru_cache
 def _browser_duration(numerator: int, denominator: int) -> Fraction:
-    """Seconds; browsers slow down what asks for less than 20 ms a frame."""
+    """Seconds; browsers slow down what asks for 10 ms a frame or less."""
     duration = Fraction(numerator, denominator)
-    return duration if duration >= Fraction(2, 100) else Fraction(1, 10)
+    return duration if duration > Fraction(1, 100) else Fraction(1, 10)
 
 
 def _scan_gif(file: IO[bytes], path: Path) -> _Layout:

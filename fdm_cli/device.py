@@ -8,14 +8,18 @@ import torch.nn.functional as F
 from fdm_cli.errors import BadInput
 
 
-def choose_device(name: str, threads: int | None = None) -> torch.device:
+def choose_device(name: str, threads: int | None = None, *, exact: bool = False) -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `mps`; sets the number of CPU threads when given.
+
+    With `exact`, convolutions in fp32 are that on newer GPUs, too, and not rounded to TF32, which is for training.
 
     Raises:
         BadInput: the device is not there.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    if exact:
+        torch.backends.cudnn.allow_tf32 = False
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from fdm_cli.errors import BadInput, FdmError, RunFailed, Silenced
+from fdm_cli.errors import BadInput, FdmError, RunFailed, Silenced, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -104,14 +104,17 @@ class Ranks:
             parts = f" in {accumulation} parts each" if accumulation > 1 else ""
             raise BadInput(
                 f"training.batch_size {batch_size} cannot be shared out evenly over {self.size} processes{parts}",
-                f"take a multiple of {self.size * accumulation}: it counts the clips of all processes together",
+                f"take a multiple of {self.size * accumulation}, as it counts the clips of all processes together, or "
+                "start another number of processes",
             )
         return batch_size // self.size
 
     def device(self, device: torch.device) -> torch.device:
-        """This rank's own GPU, where the device is one. Raises BadInput when there are fewer GPUs than ranks here."""
-        if self.size == 1 or device.type != "cuda":
+        """This rank's own GPU, where the device is one. Raises BadInput for fewer GPUs than ranks, or MPS."""
+        if self.size == 1 or device.type == "cpu":
             return device
+        if device.type != "cuda":
+            raise BadInput(f"several processes cannot share the work on {device.type}", "--device cpu, or one process")
         import torch
 
         if self.local_rank >= torch.cuda.device_count():
@@ -141,6 +144,8 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise RunFailed(
             "another process of this run ended unexpectedly",
             f"--resume goes on from what was saved last ({' '.join(str(error).split())[:100]})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from fdm_cli.video_info import Frame
 from fdm_cli.video_writer import open_writer
 
 _OTHER_FILES = 64  # that are open besides those of the videos, at most two each
+_SHEETS_BYTES = 2**28  # that the frames on all sheets may take: many samples show fewer of them
 
 
 class Films:
@@ -60,7 +62,9 @@ class Films:
         self._grid = grid
         self._scale = scale
         self._sheets = sheets
-        self._shown = set(picture.spread(frames)) if sheets else set()
+        # The shown frames of all samples wait in memory until the end.
+        most = max(1, min(picture.MOST_FRAMES, _SHEETS_BYTES // (samples * 3 * math.prod(shape[1:]))))
+        self._shown = set(picture.spread(frames, most)) if sheets else set()
         self._on_sheet: list[list[Frame]] = [[] for _ in sheets]
         self._written = 0
         self._stack = contextlib.ExitStack()

@@ -107,7 +107,7 @@ class _GroupNorm(torch.autograd.Function):
         ctx: Any, given: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = given.to(scale.dtype)
-        if x.shape[2] == 1 and not SMALL < x.shape[1] < LARGE:
+        if _kernel_takes(x) and not SMALL < x.shape[1] < LARGE:
             y, mean, rstd = _by_kernel(x, scale, shift, groups)
             y = F.silu(y, inplace=True) if silu else y
         else:
@@ -128,7 +128,7 @@ class _GroupNorm(torch.autograd.Function):
         x, dy = given.to(scale.dtype), dy.to(scale.dtype)
         centred, slope = _centred(x, mean), _slope(rstd, scale)
         dz = torch.ops.aten.silu_backward(dy, torch.addcmul(shift, centred, slope)) if ctx.silu else dy
-        by_kernel = x.shape[2] == 1 and x.shape[1] < LARGE
+        by_kernel = _kernel_takes(x) and x.shape[1] < LARGE
         if by_kernel and len(scale) == len(shift) == 1:
             dx, dscale, dshift = _backward_by_kernel(dz, x, mean, rstd, scale.flatten())
             return dx.to(given.dtype), dscale.view_as(scale), dshift.view_as(shift), None, None
@@ -165,6 +165,11 @@ class _LinearOfNormed(torch.autograd.Function):
         rows = dz.flatten(0, -2)
         dweight = (rows.T @ y.flatten(0, -2)).to(weight.dtype)
         return dz @ weight.to(dz.dtype), dweight, rows.sum(0).to(weight.dtype), *(None for _ in range(5))
+
+
+def _kernel_takes(x: Tensor) -> bool:
+    """Whether PyTorch's kernel normalises such maps: elsewhere than on a CPU it wants them with the channels first."""
+    return x.device.type == "cpu" and x.shape[2] == 1
 
 
 def _centred(x: Tensor, mean: Tensor) -> Tensor:

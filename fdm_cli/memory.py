@@ -249,6 +249,7 @@ class TrainingStep(_Experiment):
         self._ledger.forget()
 
         def step() -> None:
+            ahead = self._clips(batch)  # the next part's, made meanwhile
             # With more than one part the gradients of the first are there while the second is computed.
             for _ in range(min(training.accumulation, 2)):
                 self._part(batch, training, scaler)
@@ -256,18 +257,19 @@ class TrainingStep(_Experiment):
             nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
             scaler.step(self._optimizer)
             self._ema.update_parameters(self._model)
+            del ahead
 
         _counted(step)
         self._optimizer.zero_grad(set_to_none=True)
         kept = self.gradients if self._ranks > 1 else 0
         return [alive + kept for alive in self._ledger.history]
 
-    def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler) -> None:
-        model, data, ledger = self.config.model, self.config.data, self._ledger
-        frames = min(model.window, data.clip_length)
+    def _clips(self, batch: int) -> Batch:
+        model, ledger = self.config.model, self._ledger
+        frames = min(model.window, self.config.data.clip_length)
         shape = (batch, frames, model.image_channels, model.image_size, model.image_size)
         latent = torch.ones(batch, frames, dtype=torch.bool)
-        clips = Batch(
+        return Batch(
             x_0=empty(ledger, *shape),
             frame_indices=torch.arange(frames).expand(batch, -1),
             observed=~latent,
@@ -275,7 +277,11 @@ class TrainingStep(_Experiment):
             timestep=torch.zeros(batch, dtype=torch.int64),
             eps=empty(ledger, *shape),
         )
-        window = _ghost_window(ledger, batch, frames, frames, 2 * data.clip_length - 1)
+
+    def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler) -> None:
+        clips = self._clips(batch)
+        frames = clips.latent.shape[1]
+        window = _ghost_window(self._ledger, batch, frames, frames, 2 * self.config.data.clip_length - 1)
         add_gradients(self._model, self._process, clips, training, scaler, window)
 
 

@@ -84,7 +84,10 @@ def read_official(content: Mapping[str, Any], name: str) -> tuple[Config, Weight
         raise BadInput(f"{name}: its configuration is no set of settings")
     for key, value in _OFFICIAL_FIXED.items():
         if settings.get(key, value) != value:
-            raise BadInput(f"{name}: was trained with {key}={settings[key]}", f"only {key}={value or 'empty'} is read")
+            raise BadInput(
+                f"{name}: was trained with {key}={settings[key]}",
+                f"only {key}={'empty' if value == '' else value} is read",
+            )
     try:
         size, width = settings["image_size"], settings["num_channels"]
         resolutions = [int(text) for text in str(settings["attention_resolutions"]).split(",")]

@@ -242,11 +242,14 @@ def _limit(amount: Amount, free: int, room: int) -> int:
 
 
 def _diverse(board: Board, chosen: list[int], wanted: int) -> tuple[list[int], int]:
-    """As many as are wanted, left to run time; with no more known frames than that there is no choice to make."""
+    """As many as are wanted, left to run time; with no more known frames than that there is no choice to make.
+
+    What is chosen already stays so, even if it is not known: a `frames` rule that cannot be followed is to be refused.
+    """
     others = board.visible.count - len(chosen)
     if others > wanted:
         return chosen, max(0, wanted)
-    return list(board.visible.upwards(0, board.length)), 0
+    return list(dict.fromkeys([*chosen, *board.visible.upwards(0, board.length)])), 0
 
 
 def _candidates(board: Board, rule: Observe, latent: list[int], count: int) -> Iterable[int]:

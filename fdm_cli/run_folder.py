@@ -26,8 +26,25 @@ from fdm_cli.files import finite, refuse_unencodable, remove_partial, replacing
 from fdm_cli.picture import write_png
 
 SMOOTHING = 0.98  # of the training loss in the picture
-MOST_POINTS = 2000  # of its curve
+MOST_POINTS = 2000  # of a curve
 _CHECKPOINT = re.compile(r"step-(\d{8,})\.pt")
+
+
+class _Points:
+    """Those of a curve, evenly thinned out: at most MOST_POINTS, however long the run is."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, float]] = []
+        self._every, self._seen = 1, 0
+
+    def add(self, step: int, value: float) -> None:
+        """The next point."""
+        if self._seen % self._every == 0:
+            self.kept.append((step, value))
+        if len(self.kept) > MOST_POINTS:
+            del self.kept[1::2]
+            self._every *= 2
+        self._seen += 1
 
 
 class RunFolder:
@@ -148,38 +165,40 @@ class RunFolder:
         except OSError as error:
             raise RunFailed(f"cannot write {self.metrics}: {error.strerror or error}") from None
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that was cut short by a kill is left out."""
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
-        return records
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl, one by one; one that was cut short by a kill is left out."""
+        if not self.metrics.exists():
+            return
+        with self.metrics.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield record
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed run does again, and a half-written last line."""
         if self.metrics.exists():
-            kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
-            with replacing(self.metrics) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+            kept = (json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step)
+            with replacing(self.metrics) as temporary, temporary.open("w", encoding="utf-8") as file:
+                file.writelines(kept)
 
     def draw_losses(self) -> None:
         """Writes loss.png: the training loss, smoothed, and the held-out loss. Raises RunFailed."""
-        records = self.read_metrics()
-        smooth, weight, training = 0.0, 0.0, []
-        for record in records:
+        smooth, weight = 0.0, 0.0
+        training, held_out = _Points(), _Points()
+        for record in self.read_metrics():
             if isinstance(record.get("loss"), float):
                 smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record["loss"]
                 weight = SMOOTHING * weight + (1 - SMOOTHING)
-                training.append((record["step"], smooth / weight))
-        held_out = [(record["step"], record["held_out_loss"]) for record in records if record.get("held_out_loss")]
+                training.add(record["step"], smooth / weight)
+            if record.get("held_out_loss"):
+                held_out.add(record["step"], record["held_out_loss"])
         curves = [
-            Curve("training loss, smoothed", training[:: len(training) // MOST_POINTS + 1], (28, 74, 138)),
-            Curve("held-out loss", held_out, (213, 94, 0), dots=True),
+            Curve("training loss, smoothed", training.kept, (28, 74, 138)),
+            Curve("held-out loss", held_out.kept, (213, 94, 0), dots=True),
         ]
         write_png(self.path / "loss.png", draw(curves, "step"), force=True)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ class StepStats:
         seconds: wall time of the step.
         held_out: measured after this step, if it was.
         preview: the GIF made after this step, if one was.
-        no_preview: why one that was due could not be made.
+        no_picture: why one that was due could not be made.
     """
 
     step: int
@@ -67,7 +68,7 @@ class StepStats:
     seconds: float
     held_out: HeldOutLoss | None = None
     preview: Path | None = None
-    no_preview: str | None = None
+    no_picture: str | None = None
 
     def record(self) -> dict[str, Any]:
         """What metrics.jsonl keeps of it."""
@@ -127,11 +128,12 @@ class Trainer:
         self.network = ranks.wrap(self.model)
         self.batches = Ahead(self._draw)
 
-    def _draw(self, step: int) -> Batch:
-        """This rank's clips of the step after `step` steps; called in a thread of its own, one step ahead."""
-        training = self.config.training
-        first = step * training.batch_size + self.ranks.rank * self._clips_each
-        batch = draw_batch(self.config, self.clips, first, self._clips_each, training.seed)
+    def _draw(self, number: int) -> Batch:
+        """This rank's clips of a part of a step, counted over all steps; in a thread of its own, one part ahead."""
+        training, size = self.config.training, self.clips_at_once
+        step, part = divmod(number, training.accumulation)
+        first = step * training.batch_size + self.ranks.rank * self._clips_each + part * size
+        batch = draw_batch(self.config, self.clips, first, size, training.seed)
         return batch.pinned() if self.device.type == "cuda" else batch
 
     def train_step(self) -> tuple[float, float]:
@@ -147,15 +149,16 @@ class Trainer:
             group["lr"] = learning_rate(training, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.network.train()
-        parts = self.batches(self.step).split(training.accumulation)
+        parts = training.accumulation
         alone = self.network.no_sync if isinstance(self.network, DistributedDataParallel) else nullcontext
         losses = []
-        for number, part in enumerate(parts):
+        for number in range(parts):
+            part = self.batches(self.step * parts + number).to(self.device)
             # Dropout draws from torch's global generator; seeded anew for each part, it needs no saving.
             torch.manual_seed(derive_seed(training.seed, "dropout", self.step, number, self.ranks.rank))
             # Only the last part's backward pass averages the gradients, everything that was added up, over the ranks.
-            with alone() if number + 1 < len(parts) else nullcontext():
-                losses.append(self._add_gradients(part.to(self.device)))
+            with alone() if number + 1 < parts else nullcontext():
+                losses.append(self._add_gradients(part))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip)
         values = float(self.ranks.mean(torch.stack(losses).mean().cpu())), float(norm)
@@ -295,18 +298,17 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
         if bad_steps == MAX_BAD_STEPS:
             raise _not_finite(step, step - started_at == bad_steps, folder)
         # A checkpoint in a row of bad steps would be no good one to go back to; at the end there is no other.
-        due = _due(step, training.checkpoint_every) or signal_number
-        if (due and not bad_steps) or step == training.steps:
+        saved = (_due(step, training.checkpoint_every) and not bad_steps) or signal_number or step == training.steps
+        if saved:
             if ranks.rank == 0:
                 folder.save(trainer.state(), training.keep_checkpoints)
-                folder.draw_losses()
             saved_at = step
+        if ranks.rank == 0 and saved:
+            stats = replace(stats, no_picture=_failure(folder.draw_losses))
         if ranks.rank == 0 and not bad_steps and _due(step, training.preview_every):
-            try:
-                write_preview(trainer.checkpoint(), folder.sample_path(step), trainer.clips_at_once)
-                stats = replace(stats, preview=folder.sample_path(step))
-            except (BadInput, RunFailed, OSError) as error:  # the training is worth more than its picture
-                stats = replace(stats, no_preview=str(error))
+            path = folder.sample_path(step)
+            failure = _failure(partial(write_preview, trainer.checkpoint(), path, trainer.clips_at_once))
+            stats = replace(stats, no_picture=failure) if failure else replace(stats, preview=path)
         yield stats
         if signal_number:
             ranks.barrier()  # no rank goes, and has the others stopped by torchrun, before everything is saved
@@ -315,6 +317,15 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
                 f"stopped after step {step}; saved at step {saved_at}",
                 f"fdm train --run {folder.path} --resume",
             )
+
+
+def _failure(draw: Callable[[], object]) -> str | None:
+    """Why a picture could not be made; the training is worth more than that."""
+    try:
+        draw()
+    except (BadInput, RunFailed, OSError) as error:
+        return str(error)
+    return None
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""What training steps train on: batches of clips, drawn by number, one step ahead of the step that needs them."""
+"""What training steps train on: batches of clips, drawn by number, one ahead of the one that is needed."""
 
 from __future__ import annotations
 
@@ -36,12 +36,6 @@ class Batch:
         """The same on a device; from pinned memory the copy runs beside what the device does."""
         beside = device.type == "cuda"
         return Batch(**{name: tensor.to(device, non_blocking=beside) for name, tensor in vars(self).items()})
-
-    def split(self, parts: int) -> list[Batch]:
-        """The same in equal parts."""
-        size = len(self.timestep) // parts
-        split = [tensor.split(size) for tensor in vars(self).values()]
-        return [Batch(*part) for part in zip(*split, strict=True)]
 
     def pinned(self) -> Batch:
         """The same in memory from which a GPU fetches by itself."""

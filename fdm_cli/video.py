@@ -48,9 +48,10 @@ def probe(path: str | Path) -> VideoInfo:
 def read(path: str | Path) -> Video:
     """Opens a video: GIF, APNG, WebP, MP4, MOV, MKV, WebM, AVI, NPY, NPZ, a single image or a folder of images.
 
-    Frames of a GIF, APNG or WebP that last differently long are repeated on the clip's own shortest tick (the
-    greatest common divisor of the durations, in hundredths of a second), so that the rate is constant and frames
-    that an encoder merged come back. Durations under 20 ms count as 100 ms, as in browsers. Transparency is composed
+    Frames of a GIF, APNG or WebP that last differently long are repeated on the clip's own shortest tick, so that the
+    rate is constant and frames that an encoder merged come back: the tick of which all durations are multiples to
+    within the rounding of the file's unit of time, else their greatest common divisor in hundredths of a second.
+    Durations of 10 ms or less count as 100 ms, as in browsers. Transparency is composed
     onto white. Frames of MP4 and its like come as they are stored, upright. An NPY or NPZ array is uint8 `(N, H, W)`
     or `(N, H, W, C)`.
 

@@ -65,7 +65,7 @@ def check_output(path: Path, force: bool = False) -> str:
 def real_fps(path: Path, fps: float) -> float:
     """The rate that a file of this name can hold and that is nearest to `fps`.
 
-    A GIF's frames last whole hundredths of a second, a WebP's whole milliseconds; theirs and an APNG's at least 20
+    A GIF's frames last whole hundredths of a second, a WebP's whole milliseconds; theirs and an APNG's more than 10
     milliseconds, since less is slowed down by browsers, and taken for such when it is read.
 
     Raises:
@@ -77,9 +77,9 @@ def real_fps(path: Path, fps: float) -> float:
     if suffix == ".gif":
         return 100 / min(65535, max(2, round(100 / fps)))
     if suffix == ".webp":
-        return 1000 / max(20, round(1000 / fps))
+        return 1000 / max(11, round(1000 / fps))
     if suffix == ".apng":
-        return float(1 / apng_delay(min(fps, 50.0)))
+        return float(1 / apng_delay(min(fps, 90.0)))
     return fps
 
 

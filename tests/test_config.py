@@ -87,6 +87,17 @@ def test_clips_that_are_shorter_than_the_beginning_do_not_grow():
     assert {data.spanned(step) for step in (0, 1, data.growth_steps)} == {10}
 
 
+def test_a_run_from_another_s_weights_goes_on_growing_windows():
+    data = configuration.load_preset(
+        "micro", ["data.clip_length=160", "data.first_clip_length=20", "data.growth_steps=90"]
+    ).data
+    later = data.after(30)
+    assert later.spanned(0) == 40
+    assert [later.spanned(step) for step in (0, 30, 60, 70)] == [data.spanned(30 + step) for step in (0, 30, 60, 70)]
+    for grown in (data.after(90), data.after(10_000)):
+        assert (grown.first_clip_length, grown.growth_steps, grown.spanned(0)) == (0, 0, 160)
+
+
 def test_a_wrong_file_is_quoted_with_its_line(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("model:\n  window: 16\n  chanels: 3\n")

@@ -39,6 +39,20 @@ def test_all_in_one_grid_enlarged_with_a_sheet(tmp_path, scale):
     assert video.probe(sheet).width > 5 * 23
 
 
+def test_sheets_of_many_samples_show_fewer_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr("fdm_cli.films._SHEETS_BYTES", 3 * 3 * 6 * 7 * 2)
+    paths, sheets = ([tmp_path / f"a-{number}.{suffix}" for number in range(3)] for suffix in ("npz", "png"))
+    with Films(paths, 12, shape=(5, 6, 7), samples=3, sheets=sheets) as films:
+        for frame in NOISE:
+            films.write(frame)
+    whole, few = tmp_path / "whole.png", sheets[0]
+    with Films([tmp_path / "whole.npz"], 12, shape=(5, 6, 7), sheets=[whole]) as films:
+        for frame in NOISE[:, :1]:
+            films.write(frame)
+    assert video.probe(few).width < video.probe(whole).width
+    assert len(everything(paths[0])) == 5
+
+
 def test_an_mp4_of_odd_size_says_its_real_one(tmp_path):
     with Films([tmp_path / "a.mp4"], 10, shape=(5, 6, 7)) as films:
         films.write(NOISE[0, :1])

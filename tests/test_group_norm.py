@@ -86,6 +86,19 @@ def test_a_linear_layer_in_half_precision():
         torch.testing.assert_close(mine.grad.float(), other.grad, rtol=0.03, atol=0.03 * scale)
 
 
+@pytest.mark.parametrize("size", [16, 100, LARGE])
+def test_only_a_cpu_has_a_kernel_for_maps_with_the_channels_last(size, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("called on another device")
+
+    monkeypatch.setattr(torch, "native_group_norm", refuse)
+    monkeypatch.setattr(torch.ops.aten, "native_group_norm_backward", refuse)
+    x = torch.randn(2, size, 1, 32, device="meta", requires_grad=True)
+    scale, shift = (torch.randn(32, device="meta", requires_grad=True) for _ in range(2))
+    group_norm(x, scale, shift, 8, silu=True).sum().backward()
+    assert (x.grad.shape, scale.grad.shape) == (x.shape, scale.shape)
+
+
 def test_a_constant_map_is_no_division_by_zero():
     x = torch.full((1, 4, 1, 32), 3.0, requires_grad=True)
     ones = torch.ones(32)

@@ -32,20 +32,21 @@ def real_peak(config, latent_frames=None) -> int:
     """
     training, model = config.training, config.model
     trainer = Trainer(config, open_clips(config), torch.device("cpu"))
-    latent = (torch.arange(model.window) < (latent_frames or model.window)).expand(training.batch_size, -1)
+    size = training.batch_size // training.accumulation
+    latent = (torch.arange(model.window) < (latent_frames or model.window)).expand(size, -1)
     # Other frames of each clip: the more distances there are, the more memory their vectors take.
     draws = torch.Generator().manual_seed(0)
-    clips = [torch.randperm(config.data.clip_length, generator=draws) for _ in range(training.batch_size)]
+    clips = [torch.randperm(config.data.clip_length, generator=draws) for _ in range(size)]
     indices = torch.stack([clip[: model.window].sort().values for clip in clips])
 
-    def batch(_step: int) -> Batch:
+    def batch(_number: int) -> Batch:
         shape = (*latent.shape, model.image_channels, model.image_size, model.image_size)
         return Batch(
             x_0=torch.randn(shape),
             frame_indices=indices,
             observed=~latent,
             latent=latent,
-            timestep=torch.full((training.batch_size,), 500),
+            timestep=torch.full((size,), 500),
             eps=torch.randn(shape),
         )
 

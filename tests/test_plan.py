@@ -263,6 +263,12 @@ def test_impossible_sizes(bad):
         plan.make(SHIPPED["autoregressive"], **bad)
 
 
+def test_diverse_hides_no_frame_that_cannot_be_observed():
+    of = user_scheme('start: contiguous\nrounds:\n  - generate: next\n    observe: [frames: "10:12", diverse: rest]\n')
+    with pytest.raises(BadInput, match="observes frame 10, which is not known by then"):
+        plan.make(of, length=12, window=16, step=8, given=((0, 4),))
+
+
 def test_a_plan_too_large_to_hold_is_refused_before_it_is_held(monkeypatch):
     with pytest.raises(BadInput, match="too large"):
         plan.make(SHIPPED["autoregressive"], length=100_000_000)

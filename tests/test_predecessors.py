@@ -190,6 +190,8 @@ def test_what_the_authors_can_train_and_this_network_is_not(tmp_path, changes, s
     with pytest.raises(BadInput) as caught:
         load_checkpoint(path)
     assert says in caught.value.message
+    if next(iter(changes.values())) is True:
+        assert caught.value.hint == f"only {next(iter(changes))}=False is read"
 
 
 def test_the_seed_s_training_yaml():

@@ -1,13 +1,17 @@
+import itertools
+import math
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fdm_cli import config as configuration
+from fdm_cli import run_folder
 from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, Interrupted
 from fdm_cli.run_folder import RunFolder
 from fdm_cli.signals import StopSignals
 from fdm_cli.trainer import Trainer, learning_rate, train
@@ -135,8 +139,54 @@ def test_a_preview_that_fails_ends_nothing(tmp_path):
         folder.sample_path(1).parent.write_text("in the way")
         stats = list(train(trainer, folder, StopSignals()))
     assert [one.step for one in stats] == [1, 2]
-    assert all(one.preview is None and "exists" in one.no_preview for one in stats)
+    assert all(one.preview is None and "exists" in one.no_picture for one in stats)
     assert len(folder.checkpoints()) == 1
+
+
+def test_a_curve_that_cannot_be_drawn_ends_nothing(tmp_path):
+    trainer = make("training.steps=2", "training.checkpoint_every=1", "training.held_out_every=0")
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        (folder.path / "loss.png").mkdir()
+        stats = list(train(trainer, folder, StopSignals()))
+    assert [one.step for one in stats] == [1, 2]
+    assert all("loss.png" in one.no_picture for one in stats)
+    assert len(folder.checkpoints()) == 2
+
+
+def test_metrics_are_read_whatever_a_crash_left(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\xfe\n{"step": 2, "loss": 0.4}\n{"step": 3, "lo')
+    assert [record["step"] for record in folder.read_metrics()] == [1, 2]
+    folder.forget_metrics_after(1)
+    assert folder.metrics.read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
+def test_the_curve_of_a_long_run_is_thinned_out():
+    points = run_folder._Points()
+    for step in range(100_000):
+        points.add(step, step / 2)
+    assert run_folder.MOST_POINTS / 2 <= len(points.kept) <= run_folder.MOST_POINTS
+    assert len({later - step for (step, _), (later, _) in itertools.pairwise(points.kept)}) == 1
+    assert points.kept[0] == (0, 0.0)
+
+
+def test_a_signal_in_a_bad_step_saves_what_was_reached(tmp_path, monkeypatch):
+    trainer = make("training.steps=9", "training.held_out_every=0", "training.checkpoint_every=5")
+    folder, stop = RunFolder(tmp_path / "run"), StopSignals()
+    real = trainer.train_step
+
+    def step():
+        loss, norm = real()
+        if trainer.step == 3:
+            stop.received = signal.SIGINT
+            return math.nan, norm
+        return loss, norm
+
+    monkeypatch.setattr(trainer, "train_step", step)
+    with folder.locked(), pytest.raises(Interrupted, match="saved at step 3"):
+        list(train(trainer, folder, stop))
+    assert [path.name for path in folder.checkpoints()] == ["step-00000003.pt"]
 
 
 def test_what_a_user_edits_between_two_parts_of_a_run_counts():

@@ -53,6 +53,30 @@ def test_differing_durations_use_the_shortest_tick(tmp_path, suffix, save):
     assert [int(frame[0, 0, 0]) for frame in read] == [0] * 2 + [90] * 5 + [180] * 3
 
 
+@pytest.mark.parametrize(
+    ("suffix", "durations", "fps", "shown"),
+    [
+        ("gif", [30, 30, 40, 30, 30, 40], 100 / 3.3333, [1] * 6),
+        ("gif", [40, 40, 50, 40, 40, 40], 24, [1] * 6),
+        ("gif", [70, 60, 130, 70], 100 / 6.6, [1, 1, 2, 1]),  # the third one stands for two
+        ("webp", [33, 33, 34], 30, [1] * 3),
+        ("webp", [17, 17, 16], 60, [1] * 3),
+        ("webp", [41, 42, 84, 41], 120 / 4.992, [1, 1, 2, 1]),
+        ("webp", [30, 30, 40], 30, [1] * 3),  # was a GIF
+        ("png", [16, 17, 17], 60, [1] * 3),
+        ("png", [20, 50, 20], 100 / 2.25, [1, 2, 1]),
+    ],
+)
+def test_a_rate_that_the_unit_of_time_does_not_hold(tmp_path, suffix, durations, fps, shown):
+    path, save = tmp_path / f"a.{suffix}", {"lossless": True} if suffix == "webp" else {}
+    levels = [40 * number for number in range(len(durations))]
+    pillow_gif(path, grey_images(*levels), duration=durations, **save)
+    read = video.read(path)
+    assert read.info.fps == pytest.approx(fps, rel=2e-3)
+    expected = [level for level, times in zip(levels, shown, strict=True) for _ in range(times)]
+    assert [int(frame[0, 0, 0]) for frame in read] == expected
+
+
 def test_durations_that_explode_are_refused(tmp_path):
     pillow_gif(tmp_path / "a.gif", grey_images(0, 90, 180), duration=[70, 110, 600_000])
     with pytest.raises(BadInput, match="3 frames of differing durations make 60018") as caught:

@@ -181,12 +181,14 @@ def evaluate(
     from fdm_cli.frechet import VideoFeatures
 
     # Whatever can be refused is refused before anything is measured.
+    if data == "":
+        raise BadInput("--data: the name is empty", "without it, the data that the model was trained on")
     with joined() as ranks:
         if ranks.size > 1:
             raise BadInput(f"fdm evaluate is one process, torchrun started {ranks.size}", "start it without torchrun")
     samplers.make(sampler, eta)
     diversity.check_embedding(embedding)
-    where = choose_device(device.value, threads)
+    where = choose_device(device.value, threads, exact=True)
     model = load_checkpoint(model_file, where)
     network = VideoFeatures(fvd_weights, where) if fvd_weights else None
     window = model.config.model.window

@@ -29,7 +29,9 @@ def budget_of(option: str | None, device: torch.device) -> Budget | None:
     return Budget(parse_size(option), "--memory-budget") if option else budget.available(device)
 
 
-def check_training(config: Config, device: torch.device, option: str | None, output: Output, ranks: int) -> str:
+def check_training(
+    config: Config, device: torch.device, option: str | None, output: Output, ranks: int, *, resumed: bool
+) -> str:
     """Refuses a step that does not fit the budget.
 
     Returns:
@@ -46,7 +48,7 @@ def check_training(config: Config, device: torch.device, option: str | None, out
         peak = step.peak(config.training.batch_size // step.parts)
         margin = memory.MARGINS[device.type]
         if budget is not None and not margin.fits(peak, budget.size):
-            _refuse(step, device, budget, peak)
+            _refuse(step, device, budget, peak, resumed)
     except memory.NotCounted as error:
         output.warn(f"{error.message}; training starts without the memory check")
         return ""
@@ -199,14 +201,16 @@ def _verdict(fits: bool | None, largest: int | None, what: str) -> str:
     return f"{'fits' if fits else 'too large'}, largest {what} {largest}"
 
 
-def _refuse(step: TrainingStep, device: torch.device, budget: Budget, peak: int) -> None:
+def _refuse(step: TrainingStep, device: torch.device, budget: Budget, peak: int, resumed: bool) -> None:
     from fdm_cli import memory
 
     margin = memory.MARGINS[device.type]
     room = margin.room(budget.size)
     training = step.config.training
     largest = step.largest(room)
-    remedies = [f"--batch-size {largest * step.parts} fits" if largest else "not even one clip at a time fits"]
+    remedies = [] if largest else ["not even one clip at a time fits"]
+    if largest and not resumed:  # whose batch size is what it is
+        remedies.append(f"--batch-size {largest * step.parts} fits")
     if training.accumulation == 1:
         split = _split(step, room)
         if split is not None:

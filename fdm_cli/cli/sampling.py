@@ -148,7 +148,7 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
     files = ranks.share(lambda: _outputs(request, plan_scheme.name))
     earlier = files.earlier or {}
     clips = open_clips(request.clip, plan_scheme)
-    device = ranks.device(choose_device(request.device, request.threads or earlier.get("threads")))
+    device = ranks.device(choose_device(request.device, request.threads or earlier.get("threads"), exact=True))
     checkpoint = load_checkpoint(model_file, device)
     model = checkpoint.config.model
     given = stack.enter_context(

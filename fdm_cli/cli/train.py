@@ -6,7 +6,7 @@ import itertools
 import json as json_module
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -165,7 +165,7 @@ def train(
         output = Output(json, quiet, mute=ranks.rank > 0)
         start = None if init_from is None else ranks.in_turn(lambda: _Start(init_from, load_checkpoint(init_from)))
         # One process decides, so that all agree on the folder.
-        config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, start, sets))
+        config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, start, sets, output))
         ranks.clips_each(config.training.batch_size, config.training.accumulation)
         if start is not None:
             refuse_unfit(start.checkpoint, config, start.path)
@@ -200,17 +200,19 @@ def _configure(
     resume: bool,
     start: _Start | None,
     sets: list[str],
+    output: Output,
 ) -> tuple[Config, Path]:
     """The run's configuration and its folder."""
     from fdm_cli import config as configuration
     from fdm_cli.run_folder import RunFolder
 
     if resume and run is not None:
-        return _resumed_config(RunFolder(run), preset, config_file, sets), run
+        return _resumed_config(RunFolder(run), preset, config_file, sets, output), run
     if config_file is not None:
         config, name = configuration.load(config_file, sets), config_file.stem
     elif start is not None and preset is None:
-        own = configuration.to_dict(start.checkpoint.config)
+        trained = start.checkpoint.config
+        own = configuration.to_dict(replace(trained, data=trained.data.after(start.checkpoint.step)))
         config, name = configuration.from_dict(own, str(start.path), sets), start.path.stem
     else:
         config, name = configuration.load_preset(preset or DEFAULT_PRESET, sets), preset or DEFAULT_PRESET
@@ -226,7 +228,9 @@ def _new_folder(name: str) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, sets: list[str]) -> Config:
+def _resumed_config(
+    folder: RunFolder, preset: str | None, file: Path | None, sets: list[str], output: Output
+) -> Config:
     """The run's own configuration; what the command line says must agree with it, but for what MAY_CHANGE."""
     from fdm_cli import config as configuration
 
@@ -239,7 +243,9 @@ def _resumed_config(folder: RunFolder, preset: str | None, file: Path | None, se
             asked = configuration.load_preset(preset, sets)
         else:
             asked = _own_config(folder, sets)
-        for name, _, _ in configuration.differences(config, asked):
+        for name, own, other in configuration.differences(config, asked):
+            if name in MAY_CHANGE and file is not None:
+                output.warn(f"{folder.path} keeps its {name}, {own}: {file} says {other}, which takes --set")
             if name not in MAY_CHANGE:
                 raise BadInput(
                     f"{folder.path} was started with another {name}",
@@ -313,7 +319,7 @@ def _train(job: _Job, tensorboard: bool) -> None:
     check_precision(precision, device)
     if emulates(precision, device):
         output.warn(f"this processor computes {precision} in software, several times slower than --precision fp32")
-    memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size)
+    memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size, resumed=job.resume)
     found = ranks.in_turn(lambda: data_report.prepare(config, output))
     data_report.name_left_out(found, config, output)
     if start is None and not folder.checkpoints():
@@ -365,8 +371,8 @@ def _train(job: _Job, tensorboard: bool) -> None:
                 if stats.held_out is not None:
                     quarters = " ".join(f"{value:.4f}" for value in stats.held_out.quartiles)
                     output.note(f"step {stats.step}: held-out loss {stats.held_out.loss:.4f} (by noise: {quarters})")
-                if stats.no_preview is not None:
-                    output.warn(f"step {stats.step}: no preview: {stats.no_preview}")
+                if stats.no_picture is not None:
+                    output.warn(f"step {stats.step}: no picture: {stats.no_picture}")
                 if stats.preview is not None:
                     output.note(f"step {stats.step}: preview in {stats.preview}")
                 if board is not None:

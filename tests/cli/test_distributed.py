@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fdm_cli.distributed import Ranks
+from fdm_cli.errors import BadInput
 from fdm_cli.run_folder import RunFolder
 from tests.conftest import ROOT, fdm
 from tests.networks import SMALLEST_OPTIONS
@@ -83,7 +86,7 @@ def test_another_number_of_processes_goes_on(alone, tmp_path):
 def test_a_signal_to_any_stops_all_after_the_step(tmp_path, to):
     run = tmp_path / "run"
     process = torchrun(2, *TINY, "--steps", 100_000, "--run-dir", run)
-    wait_for(lambda: process.poll() is not None or len(RunFolder(run).read_metrics()) >= 3)
+    wait_for(lambda: process.poll() is not None or len(list(RunFolder(run).read_metrics())) >= 3)
     assert process.poll() is None, process.stderr.read()
     if to == "torchrun":
         process.send_signal(signal.SIGTERM)
@@ -166,6 +169,11 @@ def test_processes_with_unlike_memory_share_out_the_same_batches(micro_checkpoin
     report = json.loads(stdout)
     assert 1 <= report["max_batch"] < 12
     assert report["network_calls"] == -(-24 // report["max_batch"])
+
+
+def test_processes_do_not_share_a_mac_s_gpu():
+    with pytest.raises(BadInput, match="cannot share the work on mps"):
+        Ranks(0, 2).device(torch.device("mps"))
 
 
 def test_evaluate_is_one_process(tmp_path):

@@ -55,6 +55,8 @@ def test_memory_that_is_not_there_is_known_by_its_error():
         torch.empty(10**15)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(MemoryError())
+    for words in ("CUDA error: out of memory", "MPS backend out of memory (", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"):
+        assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 

@@ -75,7 +75,7 @@ def test_kill_9_at_25_moments(tmp_path):
         # Of the moments, some are while it starts, most within the first steps and their checkpoints.
         new_steps = moments.randrange(4)
         if new_steps:
-            wait_for(lambda: len(RunFolder(run).read_metrics()) >= step + new_steps)  # noqa: B023
+            wait_for(lambda: len(list(RunFolder(run).read_metrics())) >= step + new_steps)  # noqa: B023
         time.sleep(moments.uniform(0, 0.3 if new_steps else 2))
         process.send_signal(signal.SIGKILL)
         _, stderr = process.communicate(timeout=60)
@@ -130,7 +130,7 @@ def test_a_loss_that_stays_infinite_stops_the_run(tmp_path):
     error, hint = done.stderr.strip().splitlines()[-2:]
     assert error == "error: the loss was not finite in 5 steps in a row, up to step 9"
     assert "step-00000004.pt is no good start" in hint
-    records = RunFolder(run).read_metrics()
+    records = list(RunFolder(run).read_metrics())
     assert [record["loss"] for record in records[4:]] == [None] * 5
     after = newest(run)
     assert after["step"] == 4
