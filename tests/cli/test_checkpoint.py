@@ -5,6 +5,7 @@ import pytest
 
 from fdm_cli.checkpoint import load_checkpoint, read_state
 from tests.conftest import fdm
+from tests.networks import SMALLEST_OPTIONS
 from tests.reference import DATA
 
 pytestmark = pytest.mark.slow
@@ -60,6 +61,14 @@ def test_training_starts_from_a_checkpoint(tmp_path):
     assert "input_blocks.0.0.weight is (32, 2, 3, 3) float32, expected (32, 5, 3, 3) float32" in done.stderr
     done = fdm("train", "--init-from", SEED, "--resume", "--run", "run", cwd=tmp_path, check=2)
     assert "both given" in done.stderr
+
+
+def test_windows_go_on_growing_from_where_the_weights_have_got_to(tmp_path):
+    growing = ("--set", "data.clip_length=160", "--set", "data.first_clip_length=20", "--set", "data.growth_steps=3")
+    fdm("train", "--preset", "micro", *SMALLEST_OPTIONS, *growing, "--steps", 1, "--run", "run", cwd=tmp_path)
+    done = fdm("train", "--init-from", "run", "--dry-run", "--json", cwd=tmp_path)
+    data = json.loads(done.stdout)["config"]["data"]
+    assert (data["first_clip_length"], data["growth_steps"], data["clip_length"]) == (40, 2, 160)
 
 
 @pytest.mark.parametrize(

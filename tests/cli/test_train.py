@@ -70,6 +70,10 @@ def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
     assert "is at step 6 already" in done.stderr
     assert "steps: 6" in (run / "config.yaml").read_text()
     assert "done in" not in done.stderr
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((run / "config.yaml").read_text().replace("steps: 6", "steps: 9"))
+    done = fdm("train", "--config", mine, "--run", run, "--resume")
+    assert f"keeps its training.steps, 6: {mine} says 9, which takes --set" in done.stderr
     done = fdm("train", "--run", run, "--resume", "--steps", 3, check=2)
     assert "is at step 6 already, beyond 3" in done.stderr
     assert "steps: 6" in (run / "config.yaml").read_text()
