@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fdm_cli.attention import Distances, TemporalBias
-from fdm_cli.config import Config, DiffusionConfig, ModelConfig
+from fdm_cli.config import Config, DiffusionConfig, ModelConfig, load_preset
 from fdm_cli.unet import UNet, Window
 from tests.networks import randomise
 from tests.oracle import OracleUNet
@@ -184,3 +184,27 @@ def test_the_temporal_bias_is_learned():
     ]
     assert len(biases) == 3 * len(model._temporal_attentions)
     assert all(p.grad.abs().max() > 0 for p in biases)
+
+
+@pytest.mark.parametrize("preset", ["micro", "moving-mnist-small", "moving-mnist"])
+def test_all_tensors_are_on_the_network_s_device(preset):
+    """On PyTorch's `meta` device, which stands for any that is not the CPU: kernels of the latter alone are not taken."""
+    config = load_preset(preset)
+    size, channels, frames = config.model.image_size, config.model.image_channels, config.model.window
+    model = UNet(config).to("meta")
+    with torch.device("meta"):
+        latent = torch.ones(2, frames, dtype=torch.bool)
+        window = Window(
+            observed=~latent,
+            allowed=latent[:, :, None] == latent[:, None, :],
+            distances=Distances(torch.zeros(31, 3), torch.zeros(2, frames, frames, dtype=torch.int64)),
+            clip_of_frame=torch.arange(2).repeat_interleave(frames),
+            latent_frames=torch.arange(2 * frames),
+        )
+        video, timestep = torch.zeros(2, frames, channels, size, size), torch.zeros(2, dtype=torch.int64)
+        indices = torch.arange(frames).expand(2, -1)
+    masks = {"observed_mask": ~latent, "latent_mask": latent}
+    output = model(video, timestep, x_0=video, frame_indices=indices, **masks, window=window)
+    output.sum().backward()
+    assert output.shape == video.shape
+    assert all(parameter.grad.device.type == "meta" for parameter in model.parameters())
