@@ -188,7 +188,7 @@ def test_the_temporal_bias_is_learned():
 
 @pytest.mark.parametrize("preset", ["micro", "moving-mnist-small", "moving-mnist"])
 def test_all_tensors_are_on_the_network_s_device(preset):
-    """On PyTorch's `meta` device, which stands for any that is not the CPU: kernels of the latter alone are not taken."""
+    """On PyTorch's `meta` device, which stands for any that is not the CPU."""
     config = load_preset(preset)
     size, channels, frames = config.model.image_size, config.model.image_channels, config.model.window
     model = UNet(config).to("meta")
