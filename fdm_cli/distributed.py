@@ -110,13 +110,16 @@ class Ranks:
         return batch_size // self.size
 
     def device(self, device: torch.device) -> torch.device:
-        """This rank's own GPU, where the device is one. Raises BadInput for fewer GPUs than ranks, or MPS."""
+        """This rank's own GPU, where the device is one. Raises BadInput for fewer GPUs than ranks, and for MPS."""
         if self.size == 1 or device.type == "cpu":
             return device
+        import torch
+        import torch.distributed as dist
+
+        if device.type == "cuda" and not dist.is_nccl_available():
+            raise BadInput("this torch has no NCCL, by which GPUs talk", "--device cpu, or one process")
         if device.type != "cuda":
             raise BadInput(f"several processes cannot share the work on {device.type}", "--device cpu, or one process")
-        import torch
-
         if self.local_rank >= torch.cuda.device_count():
             raise BadInput(
                 f"{torch.cuda.device_count()} GPUs here, process {self.local_rank} needs one of its own",
@@ -168,7 +171,7 @@ def joined() -> Iterator[Ranks]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     store, rank, size = next(rendezvous("env://"))
     store = PrefixStore(f"fdm {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)

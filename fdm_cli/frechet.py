@@ -92,4 +92,4 @@ class VideoFeatures:
             raise BadInput(f"{self._path}: gives {found}, not a row of features for one video")
         if not features.isfinite().all():
             raise BadInput(f"{self._path}: gives features that are not finite")
-        return features[0].double().cpu()
+        return features[0].cpu().double()

@@ -201,8 +201,13 @@ def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool
     # In two passes: a pixel of a still background hardly varies over time, whatever its mean.
     mean = _group_mean(x.mean(1, keepdim=True), groups)
     y = _centred(x, mean)
-    rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
-    y = torch.addcmul(shift, y, _slope(rstd, scale))
+    if x.device.type == "cpu" or torch.compiler.is_compiling():
+        rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
+        y = torch.addcmul(shift, y, _slope(rstd, scale))
+    else:  # where there is no kernel, but no more memory either than that would take: the check counts on one map
+        variance = torch.linalg.vector_norm(y, dim=1, keepdim=True).square() / x.shape[1]
+        rstd = _group_mean(variance, groups).add_(EPS).rsqrt_()
+        torch.addcmul(shift, y, _slope(rstd, scale), out=y)
     return (F.silu(y, inplace=True) if silu else y), mean, rstd
 
 

@@ -2,8 +2,8 @@
 
 Every random draw of a step is a function of the seed and of the clip's number (step * batch size + place
 in the batch), dropout of the seed, the step, the part and the process. A resumed run therefore needs no random
-state, and gives bit for bit the weights of an uninterrupted one; and how a step's clips are shared out over several
-processes or computed in parts changes nothing beyond rounding, where there is no dropout.
+state, and gives (on a CPU) bit for bit the weights of an uninterrupted one; and how a step's clips are shared out
+over several processes or computed in parts changes nothing beyond rounding, where there is no dropout.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Settings:
 
 
 class DeviceName(StrEnum):
-    """Where tensors live; `auto` takes CUDA, then MPS, then the CPU."""
+    """Where tensors live; `auto` takes CUDA, else the CPU."""
 
     auto = "auto"
     cpu = "cpu"

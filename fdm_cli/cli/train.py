@@ -317,6 +317,9 @@ def _train(job: _Job, tensorboard: bool) -> None:
     device = ranks.device(job.device)
     precision = config.training.precision
     check_precision(precision, device)
+    if device.type == "mps" and config.training.activation_checkpointing and config.model.dropout:
+        # PyTorch does not restore the state of this device's random numbers.
+        raise BadInput("on mps, activation checkpointing would draw another dropout", "--set model.dropout=0")
     if emulates(precision, device):
         output.warn(f"this processor computes {precision} in software, several times slower than --precision fp32")
     memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size, resumed=job.resume)
