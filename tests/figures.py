@@ -104,12 +104,12 @@ def schemes() -> None:
 
 def guidance() -> None:
     """History guidance."""
-    head("weight", "PSNR (dB)", "sharpness", "ink, last / real", "grey, last / real", "seconds")
+    head("weight", "PSNR (dB)", "sharpness", "ink, last / real", "grey, last / real")
     for weight in WEIGHTS:
         made = evaluate("--only", "prediction,drift", "--guidance", weight)
         quality, (drift,) = made["prediction"]["model"], made["drift"]["schemes"].values()
         row(weight, f"{quality['psnr_all']:.2f}", f"{quality['sharpness_all']:.2f}", f"{drift['ink']['ratio']:.2f}",
-            f"{drift['grey']['ratio']:.2f}", round(drift["seconds"]))  # fmt: skip
+            f"{drift['grey']['ratio']:.2f}")  # fmt: skip
 
 
 def videos(*options: object) -> list[np.ndarray]:
