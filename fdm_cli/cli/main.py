@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from types import FrameType
@@ -19,6 +20,7 @@ from fdm_cli.cli.options import Settings
 from fdm_cli.errors import FdmError, is_out_of_memory
 
 _LOADED_SLOWLY = ("torch", "numpy")
+WAIT_FOR_WORDS = 10  # seconds
 
 app = typer.Typer(
     name="fdm",
@@ -76,8 +78,12 @@ def main() -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)
             sys.exit(error.exit_code)
-        # Processes under torchrun have one command line: one of them says what is wrong with it.
-        message = "" if os.environ.get("RANK", "0") != "0" else error.format_message().rstrip(".")
+        # Processes under torchrun have one command line: one of them says what is wrong with it. The others wait until
+        # torchrun ends them, as it ends all at the first exit, which would leave that one no time to say it.
+        silent = os.environ.get("RANK", "0") != "0"
+        if silent:
+            time.sleep(WAIT_FOR_WORDS)
+        message = "" if silent else error.format_message().rstrip(".")
         _fail(message, _usage_hint(error), error.exit_code)
     except FdmError as error:
         if settings.debug and error.message:
