@@ -302,9 +302,8 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
         if saved:
             if ranks.rank == 0:
                 folder.save(trainer.state(), training.keep_checkpoints)
+                stats = replace(stats, no_picture=_failure(folder.draw_losses))
             saved_at = step
-        if ranks.rank == 0 and saved:
-            stats = replace(stats, no_picture=_failure(folder.draw_losses))
         if ranks.rank == 0 and not bad_steps and _due(step, training.preview_every):
             path = folder.sample_path(step)
             failure = _failure(partial(write_preview, trainer.checkpoint(), path, trainer.clips_at_once))

@@ -94,14 +94,15 @@ def main() -> NoReturn:
     except typer.Abort:
         _fail("interrupted", None, 130)
     except (MemoryError, RuntimeError) as error:
+        out_of_memory = is_out_of_memory(error)
         broken = type(error).__name__ == "AcceleratorError"  # an old card that torch is not built for, a driver
-        if not broken and not is_out_of_memory(error):
+        if not out_of_memory and not broken:
             raise
         if settings.debug:
             traceback.print_exc()
-        if not is_out_of_memory(error):
-            _fail(str(error).partition("\n")[0], "--device cpu computes without it", 1)
-        _fail(f"out of memory: {error}"[:200], "a smaller batch, or --memory-budget, which sees to that", 1)
+        if out_of_memory:
+            _fail(f"out of memory: {error}"[:200], "a smaller batch, or --memory-budget, which sees to that", 1)
+        _fail(str(error).partition("\n")[0], "--device cpu computes without it", 1)
     except OSError as error:
         if settings.debug:
             traceback.print_exc()
