@@ -187,7 +187,7 @@ class _Npz(_FileEncoder):
     """
 
     def begin(self) -> None:
-        self.waiting = tempfile.TemporaryFile(dir=Path(self.file.name).parent)  # noqa: SIM115
+        self.waiting = tempfile.TemporaryFile(dir=Path(self.file.name).parent)  # noqa: SIM115  (closed by `abort`)
 
     def write(self, frame: Frame) -> None:
         self.waiting.write(frame.tobytes())
