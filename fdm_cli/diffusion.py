@@ -67,6 +67,7 @@ class Process:
         self.config = config
         self.betas = make_betas(config.betas, config.timesteps)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)
+        self._on: dict[torch.device, Tensor] = {}
 
     def normalised(self, video: Tensor) -> Tensor:
         """See the function of this name."""
@@ -76,9 +77,16 @@ class Process:
         """Undoes `normalised`."""
         return video * self.config.data_std + self.config.data_mean if _normalises(self.config) else video
 
+    def _alphas_cumprod(self, timestep: Tensor) -> Tensor:
+        """The abar of timesteps (B,), float64, on their device, which then need not wait for the CPU."""
+        device = torch.device("cpu") if timestep.device.type == "mps" else timestep.device  # no float64
+        if device not in self._on:
+            self._on[device] = self.alphas_cumprod.to(device)
+        return self._on[device][timestep.to(device)]
+
     def _signal_and_noise(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(a, s) for a timestep per clip, shaped (B, 1, 1, 1, 1), in `like`'s type and device."""
-        abar = self.alphas_cumprod[timestep.cpu()]
+        abar = self._alphas_cumprod(timestep)
         shape = (-1,) + (1,) * (like.dim() - 1)
         a, s = abar.sqrt().view(shape), (1 - abar).sqrt().view(shape)
         return a.to(like), s.to(like)
@@ -115,7 +123,7 @@ class Process:
         SNR + 1 times, so there the weight is divided by that. Where x_t is mostly noise only the observed frames tell
         what x_0 is: `x_0` counts that most, `min-snr` least.
         """
-        abar = self.alphas_cumprod[timestep.cpu()]
+        abar = self._alphas_cumprod(timestep)
         snr = abar / (1 - abar)
         unit = {"x_0": torch.ones_like(snr), "eps": snr, "v": snr + 1}[self.parameterization]
         weight = snr.clamp(max=5) if weighting == "min-snr" else torch.ones_like(snr)

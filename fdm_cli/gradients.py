@@ -11,6 +11,7 @@ from fdm_cli.diffusion import Process
 from fdm_cli.training_batches import Batch
 from fdm_cli.unet import Window
 
+FRAME_NUMBERS = 16  # of latent frames in a batch, that occur on a GPU
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -28,6 +29,11 @@ def clip_losses(
     """
     x_t = process.q_sample(batch.x_0, batch.timestep, batch.eps)
     device, dtype = x_t.device.type, DTYPES[precision]
+    if window is None:
+        # For every number of frames that it has not met, cuDNN plans its convolutions anew, which takes longer than
+        # they do: it shall meet few.
+        multiple = max(1, batch.latent.numel() // FRAME_NUMBERS) if device == "cuda" else 1
+        window = Window.of(batch.frame_indices, batch.observed, batch.latent, multiple=multiple)
     with torch.autocast(device, dtype, enabled=precision != "fp32"):
         output = model(
             x_t,

@@ -7,6 +7,8 @@ import signal
 import threading
 from typing import Any
 
+_NO_MORE = b"\0"  # which is no signal
+
 
 class StopSignals:
     """Turns the first SIGINT or SIGTERM into a request, so that the step in progress can be finished and saved.
@@ -33,12 +35,13 @@ class StopSignals:
         signal.set_wakeup_fd(self._descriptor_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        os.close(self._write)
+        os.write(self._write, _NO_MORE)  # to close it would not do: a process forked meanwhile may hold it open
         self._thread.join()
+        os.close(self._write)
         os.close(self._read)
 
     def _watch(self) -> None:
-        while byte := os.read(self._read, 1):
+        while (byte := os.read(self._read, 1)) != _NO_MORE:
             if byte[0] not in self._before:
                 continue
             if self.received is None:

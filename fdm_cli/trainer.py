@@ -38,7 +38,7 @@ from fdm_cli.preview import write_preview
 from fdm_cli.randomness import derive_seed
 from fdm_cli.run_folder import RunFolder
 from fdm_cli.signals import StopSignals
-from fdm_cli.training_batches import Ahead, Batch, draw_batch
+from fdm_cli.training_batches import Batch, draw_ahead, draw_batch
 from fdm_cli.unet import UNet
 
 # Of what no shape shows, what weights do not depend on.
@@ -126,15 +126,14 @@ class Trainer:
         if training.compile:
             compile_blocks(self.model)
         self.network = ranks.wrap(self.model)
-        self.batches = Ahead(self._draw)
+        self.batches = draw_ahead(self._draw, config, self.clips_at_once, device)
 
     def _draw(self, number: int) -> Batch:
-        """This rank's clips of a part of a step, counted over all steps; in a thread of its own, one part ahead."""
+        """This rank's clips of a part of a step, counted over all steps; in a thread or process of its own."""
         training, size = self.config.training, self.clips_at_once
         step, part = divmod(number, training.accumulation)
         first = step * training.batch_size + self.ranks.rank * self._clips_each + part * size
-        batch = draw_batch(self.config, self.clips, first, size, training.seed)
-        return batch.pinned() if self.device.type == "cuda" else batch
+        return draw_batch(self.config, self.clips, first, size, training.seed)
 
     def train_step(self) -> tuple[float, float]:
         """One AdamW step on the next clips; returns loss and gradient norm, the same on all ranks.

@@ -1,24 +1,35 @@
-"""What training steps train on: batches of clips, drawn by number, one ahead of the one that is needed."""
+"""What training steps train on: batches of clips, drawn by number, ahead of the one that is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from fdm_cli import video
 from fdm_cli.config import Config
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import shifted
+from fdm_cli.errors import FdmError, RunFailed
 from fdm_cli.masks import sample_masks
 from fdm_cli.randomness import generator
 
 T = TypeVar("T")
+
+MOST_PROCESSES = 8  # that draw batches: they keep up with an H100
+BATCHES_EACH = 2  # that each of them has in shared memory
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,8 @@ class Batch:
         beside = device.type == "cuda"
         return Batch(**{name: tensor.to(device, non_blocking=beside) for name, tensor in vars(self).items()})
 
-    def pinned(self) -> Batch:
-        """The same in memory from which a GPU fetches by itself."""
+    def pin_memory(self) -> Batch:
+        """The same in memory from which a GPU fetches by itself; DataLoader calls it by this name."""
         return Batch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
 
 
@@ -108,3 +119,110 @@ class Ahead(Generic[T]):
         made = future.result() if future is not None and number_made == number else self._make(number)
         self._next = number + 1, self._thread.submit(self._make, number + 1)
         return made
+
+
+class AheadInProcesses(Generic[T]):
+    """Like `Ahead`, but made in processes of their own, several things ahead.
+
+    For a GPU: it takes a batch in less time than one is drawn in, and a thread that draws keeps the one that tells the
+    GPU what to do waiting.
+
+    Args:
+        make: a function of the number alone; the processes are forks, so it need not be picklable.
+        processes: how many.
+        pin: whether things are brought into pinned memory, by their method `pin_memory`.
+    """
+
+    def __init__(self, make: Callable[[int], T], processes: int, *, pin: bool) -> None:
+        self._make = make
+        self._processes = processes
+        self._pin = pin
+        self._next: tuple[int, Iterator[T | FdmError]] | None = None
+
+    def __call__(self, number: int) -> T:
+        """Thing number `number`. Raises RunFailed when a process has ended, what `make` raises, and its FdmErrors."""
+        number_made, made = self._next or (None, None)
+        if made is None or number_made != number:
+            self._next = made = None  # ends the processes
+            made = self._from(number)
+        self._next = number + 1, made
+        try:
+            thing = next(made)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunFailed(
+                f"a process that draws batches has ended ({' '.join(str(error).split())[:100]})",
+                "is there too little memory? --resume goes on from what was saved last",
+            ) from error
+        if isinstance(thing, FdmError):
+            raise thing
+        return thing
+
+    def _from(self, number: int) -> Iterator[T | FdmError]:
+        loader = DataLoader(
+            _Numbered(self._make),
+            batch_size=None,
+            sampler=range(number, 2**62),
+            num_workers=self._processes,
+            prefetch_factor=BATCHES_EACH,
+            collate_fn=_as_it_is,
+            pin_memory=self._pin,
+            worker_init_fn=_leave_to_parent,
+            multiprocessing_context="fork",
+        )
+        return iter(loader)
+
+
+class _Numbered(Dataset[T | FdmError], Generic[T]):
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+
+    def __getitem__(self, number: int) -> T | FdmError:
+        try:
+            return self._make(number)
+        except FdmError as error:
+            return error  # raised, it would come out as the text of a traceback
+
+
+def _as_it_is(thing: T) -> T:
+    return thing
+
+
+def _leave_to_parent(_: int) -> None:
+    """In a new process: signals are the parent's business, and its end is this process's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Shared with the parent by the fork, which would count this process's Ctrl-C as its second one: `StopSignals`.
+    pipe = signal.set_wakeup_fd(-1)
+    if pipe >= 0:
+        os.close(pipe)
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def draw_ahead(draw: Callable[[int], Batch], config: Config, size: int, device: torch.device) -> Callable[[int], Batch]:
+    """What gives batch after batch, drawn while the ones before are being used: by a thread, for a GPU by processes.
+
+    Args:
+        draw: gives the batch of a number.
+        config: of the run.
+        size: clips in a batch.
+        device: that they are for.
+    """
+    if device.type != "cuda":
+        return Ahead(draw)
+    model = config.model
+    pixels = size * model.window * model.image_channels * model.image_size**2
+    processes = _drawing_processes(2 * 4 * pixels)  # two videos, fp32
+    return AheadInProcesses(draw, processes, pin=True) if processes else Ahead(lambda number: draw(number).pin_memory())
+
+
+def _drawing_processes(batch_bytes: int) -> int:
+    """How many can run beside this process and hand over their batches, which takes shared memory."""
+    shared = Path("/dev/shm")  # noqa: S108  (where Linux has it)
+    if "fork" not in multiprocessing.get_all_start_methods() or not shared.is_dir():
+        return 0
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # training processes on this machine, a GPU each
+    cores = len(os.sched_getaffinity(0)) // sharers
+    held = shutil.disk_usage(shared).free // sharers // 2  # a container has 64 MB unless told otherwise
+    return max(0, min(MOST_PROCESSES, cores - 1, held // (BATCHES_EACH * batch_bytes)))

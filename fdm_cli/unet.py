@@ -56,7 +56,7 @@ class Window:
             there is no padding.
         distances: between the frames.
         clip_of_frame: (B * K,) int64, the clip that each frame belongs to.
-        latent_frames: the latent ones among the B * K frames, int64.
+        latent_frames: the latent ones among the B * K frames, int64, and others that make up their number.
         counted: (B, K) bool, the frames that enter the statistics of the temporal GroupNorms; None for all.
     """
 
@@ -69,9 +69,16 @@ class Window:
 
     @staticmethod
     def of(
-        frame_indices: Tensor, observed_mask: Tensor, latent_mask: Tensor, *, ignore_padding: bool = False
+        frame_indices: Tensor,
+        observed_mask: Tensor,
+        latent_mask: Tensor,
+        *,
+        ignore_padding: bool = False,
+        multiple: int = 1,
     ) -> Window:
         """From (B, K) int64 positions in the video and (B, K) bool masks.
+
+        As many frames are computed to the end as there are latent ones, made up to a `multiple` by others of the call.
 
         Padding takes part in the statistics of the temporal GroupNorms: so it was when predecessors' models were
         trained, and ours are. With `ignore_padding` it does not, and a padded window gives what it gives without.
@@ -83,9 +90,17 @@ class Window:
             allowed=None if bool(real.all()) else real[:, :, None] == real[:, None, :],
             distances=Distances.between(frame_indices),
             clip_of_frame=torch.arange(clips, device=frame_indices.device).repeat_interleave(count),
-            latent_frames=latent_mask.flatten().nonzero().squeeze(1),
+            latent_frames=_made_up(latent_mask.flatten(), multiple),
             counted=real if ignore_padding and not real.all() else None,
         )
+
+
+def _made_up(latent: Tensor, multiple: int) -> Tensor:
+    """Where (F,) bool is set, int64, ascending; with as many other places as make the number a multiple, or F."""
+    if multiple == 1:
+        return latent.nonzero().squeeze(1)
+    number = -(-int(latent.sum()) // multiple) * multiple
+    return latent.argsort(descending=True, stable=True)[:number].sort().values
 
 
 @dataclass(frozen=True)
@@ -179,9 +194,7 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(F, C, H, W) -> (F, C, 2 H, 2 W)."""
         height, width = x.shape[2:]
-        # Which of the three taps meet which of the two small pixels, at even and at odd places: (place, pixel, tap).
-        taps = x.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-        filters = torch.einsum("ayi,bxj,ocij->abocyx", taps, taps, self.conv.weight)
+        filters = _of_places(_of_places(self.conv.weight, 3), 3)  # (row's place, column's place, O, C, 2, 2)
         padded = F.pad(x, (1, 1, 1, 1))
         rows = []
         for a in range(2):
@@ -189,6 +202,14 @@ class Upsample(nn.Module):
             places = [F.conv2d(corner, own, self.conv.bias) for corner, own in zip(corners, filters[a], strict=True)]
             rows.append(torch.stack([place.permute(0, 2, 3, 1) for place in places], dim=3))  # (F, H, W, 2, C)
         return torch.stack(rows, dim=2).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+def _of_places(weight: Tensor, dimension: int) -> Tensor:
+    """For even and for odd places, in a first dimension: three taps of a filter as those of the two small pixels."""
+    first, second, third = weight.unbind(dimension)
+    even = torch.stack([first, second + third], dimension)
+    odd = torch.stack([first + second, third], dimension)
+    return torch.stack([even, odd])
 
 
 class UNet(nn.Module):
@@ -281,7 +302,8 @@ class UNet(nn.Module):
             frame_indices: (B, K) int64, positions in the video.
             observed_mask: (B, K) bool.
             latent_mask: (B, K) bool; a frame that is neither is padding and attends only to padding.
-            frames: with `latent`, the output on other frames is 0 and costs less; `all` computes them too.
+            frames: with `latent`, the output on other frames is 0 and costs less (but for those that make up a
+                window's number, see `Window.of`); `all` computes them too.
             window: made of the last three by `Window.of`, when they stay the same over several calls.
 
         Returns:

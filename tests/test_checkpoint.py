@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -208,11 +209,18 @@ def test_weights_that_share_one_storage_claim_no_more_than_the_file_holds(tmp_pa
         load_checkpoint(tmp_path / "shared.pt")
 
 
-@pytest.mark.parametrize("how", ["one entry many times", "another archive before it"])
+@pytest.mark.parametrize("how", ["one entry many times", "another archive before it", "a comment", "two directories"])
 def test_archives_that_are_not_what_they_seem(tmp_path, how):
     source, path = DATA / "seed-micro.pt", tmp_path / "other.pt"
+    data = source.read_bytes()
     if how == "another archive before it":
-        path.write_bytes(source.read_bytes() * 2)
+        path.write_bytes(data * 2)
+    elif how == "a comment":
+        path.write_bytes(data[:-2] + b"\4\0what")
+    elif how == "two directories":
+        # PyTorch goes where the locator points, Python looks just before it.
+        assert struct.unpack("<Q", data[-34:-26]) == (len(data) - 98,)
+        path.write_bytes(data[:-34] + struct.pack("<Q", 64) + data[-26:])
     else:
         with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
             for entry in old.infolist():

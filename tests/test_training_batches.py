@@ -1,11 +1,16 @@
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
 
 from fdm_cli import config as configuration
 from fdm_cli.dataset import open_clips
-from fdm_cli.training_batches import Ahead, draw_batch, draw_timestep
+from fdm_cli.errors import BadInput, RunFailed
+from fdm_cli.signals import StopSignals
+from fdm_cli.training_batches import Ahead, AheadInProcesses, draw_batch, draw_timestep
 
 
 @pytest.mark.parametrize("masks", ["paper", "filled", "continued"])
@@ -83,3 +88,42 @@ def test_a_shift_of_timesteps_moves_their_quartiles(shift):
     assert drawn.max() <= 999
     expected = [1000 * shift * u / (1 + (shift - 1) * u) for u in (0.25, 0.5, 0.75)]
     assert drawn.double().quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist() == pytest.approx(expected, abs=30)
+
+
+def test_processes_draw_what_a_thread_draws():
+    config = configuration.load_preset("micro")
+    clips = open_clips(config)
+    ahead = AheadInProcesses(lambda number: draw_batch(config, clips, 4 * number, 4, 3), 2, pin=False)
+    for number in (5, 6, 7, 8, 2, 3):
+        drawn, expected = ahead(number), draw_batch(config, clips, 4 * number, 4, 3)
+        for name, tensor in vars(expected).items():
+            assert torch.equal(getattr(drawn, name), tensor), (number, name)
+
+
+def test_what_goes_wrong_in_a_process_is_raised_where_it_is_asked_for():
+    def make(number: int) -> int:
+        if number == 2:
+            raise BadInput("the clip is gone", "bring it back")
+        if number == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    ahead = AheadInProcesses(make, 2, pin=False)
+    assert [ahead(0), ahead(1)] == [0, 1]
+    with pytest.raises(BadInput, match=r"^the clip is gone$") as caught:
+        ahead(2)
+    assert caught.value.hint == "bring it back"
+    with pytest.raises(RunFailed, match=r"^a process that draws batches has ended \(DataLoader worker .*\)$"):
+        [ahead(number) for number in (6, 7)]
+
+
+def test_a_ctrl_c_is_the_parents_business_alone():
+    """Which goes to all processes of the terminal's group, and two of them would stop a training at once."""
+    with StopSignals() as stop:
+        ahead = AheadInProcesses(lambda _: os.getpid(), 2, pin=False)
+        workers = {ahead(number) for number in range(6)}
+        for worker in workers:
+            os.kill(worker, signal.SIGINT)
+        time.sleep(0.2)
+        assert stop.received is None
+        assert {ahead(number) for number in range(6, 12)} == workers

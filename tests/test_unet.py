@@ -114,6 +114,21 @@ def test_a_window_made_beforehand_changes_nothing():
         assert torch.equal(call(model, data, window=window), call(model, data))
 
 
+@pytest.mark.parametrize("multiple", [2, 5, 100])
+def test_frames_that_make_up_a_number_change_nothing_of_the_latent_ones(multiple):
+    model = network("seed-small", dropout=0.0)
+    randomise(model)
+    data = inputs()
+    latent = data["latent_mask"]
+    masks = data["frame_indices"], data["observed_mask"], latent
+    window = Window.of(*masks, multiple=multiple)
+    assert len(window.latent_frames) == min(latent.numel(), -(-int(latent.sum()) // multiple) * multiple)
+    assert set(latent.flatten().nonzero().flatten().tolist()) <= set(window.latent_frames.tolist())
+    with torch.no_grad():
+        made_up, expected = call(model, data, window=window), call(model, data)
+    torch.testing.assert_close(made_up[latent], expected[latent], atol=1e-5, rtol=1e-4)
+
+
 def test_patches_and_the_plain_residual():
     model = network("seed-small", patch_size=2, attention_resolutions=(8, 4), attention_residual="plain")
     randomise(model)
