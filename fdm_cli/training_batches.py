@@ -140,7 +140,11 @@ class AheadInProcesses(Generic[T]):
         self._next: tuple[int, Iterator[T | FdmError]] | None = None
 
     def __call__(self, number: int) -> T:
-        """Thing number `number`. Raises RunFailed when a process has ended, what `make` raises, and its FdmErrors."""
+        """Thing number `number`.
+
+        Raises:
+            FdmError: what `make` raised, or RunFailed when a process has ended.
+        """
         number_made, made = self._next or (None, None)
         if made is None or number_made != number:
             self._next = made = None  # ends the processes
