@@ -298,15 +298,28 @@ def _check_zip(path: Path) -> None:
         broken = archive.testzip()
         if broken is not None:
             raise BadInput(f"{path}: corrupt: the checksum of {broken} does not match")
-    # What counts is what PyTorch will load, so it must not see other entries than Python, nor another one by that name.
-    if not _ends_with_directory(path):
+    # What counts is what PyTorch will load: it must not see other entries than Python.
+    if not (_ends_with_directory(path) and all(map(_is_plain, entries))):
         raise overlap
+    if any(entry.orig_filename.lower().endswith("/data.pkl") and entry.file_size > MOST_BYTES for entry in entries):
+        raise BadInput(f"{path}: its structure alone takes more than {MOST_BYTES:,} bytes")
     reader = torch._C.PyTorchFileReader(str(path))
     if len(reader.get_all_records()) != len(entries):
         raise overlap
-    if any(entry.filename.lower().endswith("/data.pkl") and entry.file_size > MOST_BYTES for entry in entries):
-        raise BadInput(f"{path}: its structure alone takes more than {MOST_BYTES:,} bytes")
     refuse_bombs(reader.get_record("data.pkl"))
+
+
+def _is_plain(entry: zipfile.ZipInfo) -> bool:
+    """Whether all who read an archive's entry see the same: a file, with nothing beside it but 64-bit sizes, once.
+
+    Of two fields of sizes Python takes both, PyTorch the first (APPNOTE.TXT, 4.5.3); another may give another name.
+    """
+    ID, FOLDER = b"\1\0", 0x10
+    sizes = not entry.extra or (
+        entry.extra[:2] == ID and int.from_bytes(entry.extra[2:4], "little") + 4 == len(entry.extra)
+    )
+    is_file = not entry.is_dir() and not entry.external_attr & FOLDER
+    return sizes and is_file and entry.compress_size == entry.file_size
 
 
 def _ends_with_directory(path: Path) -> bool:

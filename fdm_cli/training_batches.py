@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -47,6 +49,18 @@ class Batch:
         """The same on a device; from pinned memory the copy runs beside what the device does."""
         beside = device.type == "cuda"
         return Batch(**{name: tensor.to(device, non_blocking=beside) for name, tensor in vars(self).items()})
+
+    def shared(self) -> Batch:
+        """The same in memory that processes share. Raises RunFailed when there is none."""
+        try:
+            for tensor in vars(self).values():
+                tensor.share_memory_()
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise RunFailed(
+                f"no shared memory for a batch: {reason}", "a larger /dev/shm, or a smaller batch"
+            ) from error
+        return self
 
     def pin_memory(self) -> Batch:
         """The same in memory from which a GPU fetches by itself; DataLoader calls it by this name."""
@@ -153,7 +167,7 @@ class AheadInProcesses(Generic[T]):
         try:
             thing = next(made)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not str(error).startswith(("DataLoader worker (pid", "Pin memory thread exited")):
                 raise
             raise RunFailed(
                 f"a process that draws batches has ended ({' '.join(str(error).split())[:100]})",
@@ -172,10 +186,19 @@ class AheadInProcesses(Generic[T]):
             prefetch_factor=BATCHES_EACH,
             collate_fn=_as_it_is,
             pin_memory=self._pin,
-            worker_init_fn=_leave_to_parent,
+            worker_init_fn=partial(_live_and_die_with, os.getpid()),
             multiprocessing_context="fork",
         )
-        return iter(loader)
+        # Signals are this process's business: the others have them blocked from the first moment. And PyTorch has the
+        # end of a process raised wherever this one is, besides in `next`.
+        handler = signal.getsignal(signal.SIGCHLD)
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
 
 
 class _Numbered(Dataset[T | FdmError], Generic[T]):
@@ -193,15 +216,19 @@ def _as_it_is(thing: T) -> T:
     return thing
 
 
-def _leave_to_parent(_: int) -> None:
-    """In a new process: signals are the parent's business, and its end is this process's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Shared with the parent by the fork, which would count this process's Ctrl-C as its second one: `StopSignals`.
-    pipe = signal.set_wakeup_fd(-1)
-    if pipe >= 0:
-        os.close(pipe)
+def _live_and_die_with(parent: int, _: int) -> None:
+    """In a new process: it ends when its parent does, or says so; a signal to the whole group says nothing to it."""
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+    def obey() -> None:
+        while signal.sigwaitinfo((signal.SIGTERM,)).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=obey, daemon=True).start()
 
 
 def draw_ahead(draw: Callable[[int], Batch], config: Config, size: int, device: torch.device) -> Callable[[int], Batch]:
@@ -218,7 +245,9 @@ def draw_ahead(draw: Callable[[int], Batch], config: Config, size: int, device: 
     model = config.model
     pixels = size * model.window * model.image_channels * model.image_size**2
     processes = _drawing_processes(2 * 4 * pixels)  # two videos, fp32
-    return AheadInProcesses(draw, processes, pin=True) if processes else Ahead(lambda number: draw(number).pin_memory())
+    if not processes:
+        return Ahead(lambda number: draw(number).pin_memory())
+    return AheadInProcesses(lambda number: draw(number).shared(), processes, pin=True)
 
 
 def _drawing_processes(batch_bytes: int) -> int:

@@ -209,7 +209,10 @@ def test_weights_that_share_one_storage_claim_no_more_than_the_file_holds(tmp_pa
         load_checkpoint(tmp_path / "shared.pt")
 
 
-@pytest.mark.parametrize("how", ["one entry many times", "another archive before it", "a comment", "two directories"])
+@pytest.mark.parametrize(
+    "how",
+    ["one entry many times", "another archive before it", "a comment", "two directories", "two sizes", "a folder"],
+)
 def test_archives_that_are_not_what_they_seem(tmp_path, how):
     source, path = DATA / "seed-micro.pt", tmp_path / "other.pt"
     data = source.read_bytes()
@@ -221,6 +224,16 @@ def test_archives_that_are_not_what_they_seem(tmp_path, how):
         # PyTorch goes where the locator points, Python looks just before it.
         assert struct.unpack("<Q", data[-34:-26]) == (len(data) - 98,)
         path.write_bytes(data[:-34] + struct.pack("<Q", 64) + data[-26:])
+    elif how in ("two sizes", "a folder"):
+        with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, old.read(entry))
+            new.writestr("archive/byteorder", "")
+            odd = new.filelist[-1]
+            if how == "a folder":
+                odd.external_attr |= 0x10
+            else:  # Python's last word is 0, PyTorch's first and only one 4 GB
+                odd.extra = 2 * struct.pack("<2HQ", 1, 8, 0xFFFFFFFF)
     else:
         with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
             for entry in old.infolist():

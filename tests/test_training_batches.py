@@ -1,7 +1,10 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,13 +120,62 @@ def test_what_goes_wrong_in_a_process_is_raised_where_it_is_asked_for():
         [ahead(number) for number in (6, 7)]
 
 
-def test_a_ctrl_c_is_the_parents_business_alone():
-    """Which goes to all processes of the terminal's group, and two of them would stop a training at once."""
+def test_an_error_of_the_program_in_a_process_keeps_its_words():
+    def make(number: int) -> int:
+        raise RuntimeError(f"no {number}")
+
+    with pytest.raises(RuntimeError, match="no 3"):
+        AheadInProcesses(make, 2, pin=False)(3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_is_the_parents_business_alone(number):
+    """As of a Ctrl-C: it would count twice, and stop a training at once; or of torchrun: nothing would be saved."""
     with StopSignals() as stop:
         ahead = AheadInProcesses(lambda _: os.getpid(), 2, pin=False)
         workers = {ahead(number) for number in range(6)}
         for worker in workers:
-            os.kill(worker, signal.SIGINT)
+            subprocess.run(["kill", f"-{number}", str(worker)], check=True)
         time.sleep(0.2)
         assert stop.received is None
         assert {ahead(number) for number in range(6, 12)} == workers
+
+
+@pytest.mark.parametrize("end", ["pass", "os._exit(3)", "raise SystemExit(4)", "os.kill(os.getpid(), 9)"])
+def test_processes_end_with_their_parent(end):
+    code = f"""
+import os
+from fdm_cli.training_batches import AheadInProcesses
+ahead = AheadInProcesses(lambda _: os.getpid(), 2, pin=False)
+print(*(ahead(number) for number in range(4)), flush=True)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == {"p": 0, "o": 3, "r": 4}[end[0]] if "kill" not in end else -9
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in done.stdout.split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(set(done.stdout.split())) == 2
+
+
+def test_without_shared_memory():
+    config = configuration.load_preset("micro")
+    batch = draw_batch(config, open_clips(config), 0, 2, 0)
+    assert all(tensor.is_shared() for tensor in vars(batch.shared()).values())
+    code = """
+import resource
+from fdm_cli import config
+from fdm_cli.dataset import open_clips
+from fdm_cli.errors import RunFailed
+from fdm_cli.training_batches import draw_batch
+config = config.load_preset("micro")
+batch = draw_batch(config, open_clips(config), 0, 2, 0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+try:
+    batch.shared()
+except RunFailed as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("no shared memory for a batch: ")
