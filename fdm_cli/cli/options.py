@@ -18,7 +18,7 @@ from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW
 
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
 # What a model gains by them depends on how good it is: README.md has the tables for this one.
-BUNDLED_GUIDANCE, BUNDLED_SHIFT = 1.25, 1.75
+BUNDLED_GUIDANCE, BUNDLED_SHIFT = 1.2, 1.75
 
 
 @dataclass
