@@ -141,8 +141,10 @@ def test_a_signal_to_the_whole_group_is_the_parents_business_alone(number):
         assert {ahead(number) for number in range(6, 12)} == workers
 
 
-@pytest.mark.parametrize("end", ["pass", "os._exit(3)", "raise SystemExit(4)", "os.kill(os.getpid(), 9)"])
-def test_processes_end_with_their_parent(end):
+@pytest.mark.parametrize(
+    ("end", "exit_code"), [("pass", 0), ("os._exit(3)", 3), ("raise SystemExit(4)", 4), ("os.kill(os.getpid(), 9)", -9)]
+)
+def test_processes_end_with_their_parent(end, exit_code):
     code = f"""
 import os
 from fdm_cli.training_batches import AheadInProcesses
@@ -151,7 +153,7 @@ print(*(ahead(number) for number in range(4)), flush=True)
 {end}
 """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert done.returncode == {"p": 0, "o": 3, "r": 4}[end[0]] if "kill" not in end else -9
+    assert done.returncode == exit_code
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{worker}").exists() for worker in done.stdout.split()):
         assert time.monotonic() < deadline
