@@ -18,10 +18,11 @@ from torch import Tensor
 
 from fdm_cli import samplers
 from fdm_cli.checkpoint import Checkpoint
+from fdm_cli.diffusion import Process
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
 from fdm_cli.randomness import generator
-from fdm_cli.unet import UNet, Window
+from fdm_cli.unet import Window
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Sampling:
         step: the rule of the reverse process.
         timesteps: descending; one network call each.
         guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
+        rescale: how far guidance keeps mean and deviation of each frame's x_0, 0 to 1, see `denoiser`.
         shift: how the timesteps are spaced, see `samplers.choose_timesteps`; 1 is evenly.
     """
 
@@ -39,10 +41,17 @@ class Sampling:
     timesteps: Sequence[int]
     guidance: float = 1.0
     shift: float = 1.0
+    rescale: float = 0.0
 
     @staticmethod
     def of(
-        sampler: str, steps: int | None, guidance: float, timesteps: int, eta: float = 0.0, shift: float = 1.0
+        sampler: str,
+        steps: int | None,
+        guidance: float,
+        timesteps: int,
+        eta: float = 0.0,
+        shift: float = 1.0,
+        rescale: float = 0.0,
     ) -> Sampling:
         """A sampler by its name, over `steps` of T timesteps, or the sampler's own number of them.
 
@@ -51,7 +60,7 @@ class Sampling:
         """
         step = samplers.make(sampler, eta)
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
-        return Sampling(step, samplers.choose_timesteps(timesteps, steps, shift), guidance, shift)
+        return Sampling(step, samplers.choose_timesteps(timesteps, steps, shift), guidance, shift, rescale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +129,30 @@ def sample_batch(
         latent[row, job.places] = True
     x_0, indices, observed, latent = (tensor.to(device) for tensor in (x_0, indices, observed, latent))
 
-    denoise = denoiser(model, x_0, indices, observed, latent, sampling.guidance)
+    denoise = denoiser(checkpoint, x_0, indices, observed, latent, sampling.guidance, sampling.rescale)
     yield from samplers.sample(denoise, checkpoint.process, noise(), sampling.timesteps, sampling.step, noise)
 
 
 def denoiser(
-    model: UNet, x_0: Tensor, frame_indices: Tensor, observed_mask: Tensor, latent_mask: Tensor, guidance: float
+    checkpoint: Checkpoint,
+    x_0: Tensor,
+    frame_indices: Tensor,
+    observed_mask: Tensor,
+    latent_mask: Tensor,
+    guidance: float,
+    rescale: float = 0.0,
 ) -> samplers.Denoise:
     """The network with a window's frames bound: (x_t, timestep) -> its output; what never changes is made once.
 
     Guidance extrapolates from what the network says of the latent frames alone. The observed ones are left out of
     that second call, so it is cheaper than the first. A sum of outputs whose weights add up to 1 means the same
     whether the network predicts eps, v or x_0. All windows have one shape then; else shorter ones end in padding.
+
+    What is extrapolated has more contrast than it should, and in a long video each window adds to it. So each frame's
+    guided estimate of x_0 can be given mean and deviation of the one that is not guided (Lin et al., arXiv 2305.08891,
+    section 3.4), all the way with `rescale` 1, not at all with 0.
     """
+    model, process = checkpoint.model, checkpoint.process
     conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": latent_mask}
     window = Window.of(frame_indices, observed_mask, latent_mask, ignore_padding=True)
 
@@ -148,10 +168,23 @@ def denoiser(
     def guided(x_t: Tensor, timestep: Tensor) -> Tensor:
         output = denoise(x_t, timestep)
         none = model(x_t[:, observed:], timestep, x_0=x_0[:, observed:], **alone, window=window_alone)
-        output[:, observed:] = none + guidance * (output[:, observed:] - none)
+        own = output[:, observed:]
+        extrapolated = none + guidance * (own - none)
+        if rescale:
+            extrapolated = _rescaled(process, x_t[:, observed:], timestep, extrapolated, own, rescale)
+        output[:, observed:] = extrapolated
         return output
 
     return guided
+
+
+def _rescaled(process: Process, x_t: Tensor, timestep: Tensor, output: Tensor, plain: Tensor, rescale: float) -> Tensor:
+    """The output with x_0 rescaled towards mean and deviation of the plain one's, each frame for itself."""
+    x_0, wanted = (process.predict_x_0(x_t, timestep, value) for value in (output, plain))
+    statistics = (torch.std_mean(value, dim=(2, 3, 4), correction=0, keepdim=True) for value in (x_0, wanted))
+    (deviation, mean), (wanted_deviation, wanted_mean) = statistics
+    alike = wanted_mean + (x_0 - mean) * (wanted_deviation / deviation.clamp(min=1e-6))
+    return process.output_for(x_t, timestep, torch.lerp(x_0, alike, rescale))
 
 
 def most_distances(plan: Plan) -> int:
@@ -190,7 +223,7 @@ def seconds_per_frame(checkpoint: Checkpoint, plan: Plan, samples: int, max_batc
     places = torch.arange(shape[1], device=device).expand(shape)
     timestep = torch.zeros(shape[0], dtype=torch.int64, device=device)
     observed = places < stage.observed_count
-    denoise = denoiser(checkpoint.model, x, places, observed, ~observed, guidance)
+    denoise = denoiser(checkpoint, x, places, observed, ~observed, guidance)
     seconds = []
     with torch.inference_mode():
         for _ in range(3):

@@ -115,6 +115,16 @@ class Process:
             return self.restored((x_t - s * output) / a)
         return self.restored(a * x_t - s * output)
 
+    def output_for(self, x_t: Tensor, timestep: Tensor, x_0: Tensor) -> Tensor:
+        """The network's output of which `predict_x_0` makes this x_0."""
+        x_0 = self.normalised(x_0)
+        if self.parameterization == "x_0":
+            return x_0
+        a, s = self._signal_and_noise(timestep, x_t)
+        if self.parameterization == "eps":
+            return (x_t - a * x_0) / s
+        return (a * x_t - x_0) / s
+
     def loss_weight(self, weighting: Literal["min-snr", "x_0"], timestep: Tensor) -> Tensor:
         """(B,) weights of the loss for timesteps (B,), whatever the network predicts.
 

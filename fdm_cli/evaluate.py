@@ -273,7 +273,7 @@ def measure_bound(
         prior += float(respaced.prior(latent_x_0).mean(dim=(1, 2, 3, 4)).sum())
         with torch.inference_mode():
             clean, indices, mask = (tensor.to(device) for tensor in (x_0, places, observed))
-            denoise = denoiser(checkpoint.model, clean, indices, mask, ~mask, guidance=1.0)
+            denoise = denoiser(checkpoint, clean, indices, mask, ~mask, guidance=1.0)
             for i, t in enumerate(respaced.timesteps):
                 draws = [generator(seed, "bound", start + row, t) for row in range(len(x_0))]
                 eps = torch.stack([torch.randn(x_0.shape[1:], generator=draw) for draw in draws])

@@ -4,7 +4,7 @@ Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictur
 
 samplers   prediction against network calls a window, for each sampler (docs/samplers.png); twenty minutes for 16 clips
 schemes    drift, calls, waves and seconds of every shipped scheme
-guidance   prediction and drift for several weights
+guidance   prediction and drift for several weights and rescalings
 pictures   every tenth frame of a video by each scheme (docs/schemes.png)
 seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
 """
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +34,7 @@ SAMPLERS = {
 }
 GREY = (130, 130, 130)
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
-WEIGHTS = (1, 1.25, 1.5, 1.75, 2)
+GUIDANCE = ((1, 0), (1.25, 0), (1.5, 0), (2, 0), (2, 0.5), (2, 0.75), (2, 1))  # weight and rescaling
 DOCS = Path("docs")
 LENGTH, EVERY, SCALE, LABEL, GAP = 160, 10, 2, 190, 4  # frames, frames; then pixels
 
@@ -85,7 +85,7 @@ def sampled(row: tuple[str, int]) -> dict:
     return quality
 
 
-def side_by_side(things: list, work: Callable) -> list:
+def side_by_side(things: Sequence, work: Callable) -> list:
     """Work on each thing, one a processor core, the last ones first: they take the longest."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(work, reversed(things)))[::-1]
@@ -104,12 +104,18 @@ def schemes() -> None:
 
 def guidance() -> None:
     """History guidance."""
-    head("weight", "PSNR (dB)", "sharpness", "ink, last / real", "grey, last / real")
-    for weight in WEIGHTS:
-        made = evaluate("--only", "prediction,drift", "--guidance", weight)
+    head("weight", "rescaled by", "PSNR (dB)", "sharpness", "ink, last / real", "grey, last / real")
+    for (weight, rescale), made in zip(GUIDANCE, side_by_side(GUIDANCE, guided), strict=True):
         quality, (drift,) = made["prediction"]["model"], made["drift"]["schemes"].values()
-        row(weight, f"{quality['psnr_all']:.2f}", f"{quality['sharpness_all']:.2f}", f"{drift['ink']['ratio']:.2f}",
-            f"{drift['grey']['ratio']:.2f}")  # fmt: skip
+        row(weight, rescale, f"{quality['psnr_all']:.2f}", f"{quality['sharpness_all']:.2f}",
+            f"{drift['ink']['ratio']:.2f}", f"{drift['grey']['ratio']:.2f}")  # fmt: skip
+
+
+def guided(row: tuple[float, float]) -> dict:
+    """Prediction and drift with a weight and a rescaling."""
+    weight, rescale = row
+    options = ("--guidance", weight, "--guidance-rescale", rescale, "--threads", 1)
+    return evaluate("--only", "prediction,drift", *options)
 
 
 def videos(*options: object) -> list[np.ndarray]:

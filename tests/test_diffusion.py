@@ -13,7 +13,9 @@ def test_the_target_gives_x_0_back(parameterization, betas, data):
     x_0, eps = (torch.randn(4, 3, 1, 8, 8, dtype=torch.float64) for _ in range(2))
     timestep = torch.tensor([0, 10, 500, 900])
     x_t = process.q_sample(x_0, timestep, eps)
-    torch.testing.assert_close(process.predict_x_0(x_t, timestep, process.target(x_0, timestep, eps)), x_0)
+    target = process.target(x_0, timestep, eps)
+    torch.testing.assert_close(process.predict_x_0(x_t, timestep, target), x_0)
+    torch.testing.assert_close(process.output_for(x_t, timestep, x_0), target)
 
 
 def test_of_normalised_data_neither_x_t_nor_v_changes_its_scale_and_they_are_not_correlated():

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -300,13 +301,15 @@ def test_the_network_gets_the_frames_that_inspect_scheme_shows(checkpoint, monke
 class TestGuidance:
     """eps_none + W (eps_observed - eps_none), eps_none from the latent frames alone."""
 
-    def outputs(self, checkpoint, guidance, observed_value=0.5):
-        x = torch.randn(1, 6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    x_t = torch.randn(1, 6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    timestep = torch.tensor([500])
+
+    def outputs(self, checkpoint, guidance, observed_value=0.5, rescale=0.0):
         observed = (torch.arange(6) < 2)[None]
-        x_0 = torch.full_like(x, observed_value)
-        denoise = batch.denoiser(checkpoint.model, x_0, torch.arange(6)[None], observed, ~observed, guidance)
+        x_0 = torch.full_like(self.x_t, observed_value)
+        denoise = batch.denoiser(checkpoint, x_0, torch.arange(6)[None], observed, ~observed, guidance, rescale)
         with torch.inference_mode():
-            return denoise(x, torch.tensor([500]))[:, 2:]
+            return denoise(self.x_t, self.timestep)[:, 2:]
 
     def test_w_0_does_not_look_at_observed_frames(self, checkpoint):
         torch.testing.assert_close(self.outputs(checkpoint, 0.0, 0.5), self.outputs(checkpoint, 0.0, -0.5))
@@ -315,6 +318,33 @@ class TestGuidance:
     def test_it_extrapolates(self, checkpoint):
         none, plain, twice = (self.outputs(checkpoint, w) for w in (0.0, 1.0, 2.0))
         torch.testing.assert_close(twice, none + 2 * (plain - none), atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("parameterization", ["eps", "v", "x_0"])
+    def test_rescaled_all_the_way_each_frame_keeps_its_mean_and_deviation(self, checkpoint, parameterization):
+        process = Process(dataclasses.replace(checkpoint.config.diffusion, parameterization=parameterization))
+        checkpoint = dataclasses.replace(checkpoint, process=process)
+
+        def estimates(*weights):
+            output = self.outputs(checkpoint, weights[0], rescale=weights[1])
+            return process.predict_x_0(self.x_t[:, 2:], self.timestep, output)
+
+        def statistics(x_0):
+            return torch.stack([x_0.mean((2, 3, 4)), x_0.std((2, 3, 4), correction=0)])
+
+        plain, guided, half, rescaled = (estimates(*weights) for weights in [(1, 0), (3, 0), (3, 0.5), (3, 1)])
+        torch.testing.assert_close(statistics(rescaled), statistics(plain), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(statistics(guided), statistics(plain), atol=1e-2)
+        torch.testing.assert_close(half, (guided + rescaled) / 2, atol=1e-4, rtol=1e-4)
+        # It is the guided frame with another contrast, not the plain one.
+        for frame, other, unguided in zip(guided[0], rescaled[0], plain[0], strict=True):
+            assert torch.corrcoef(torch.stack([frame.flatten(), other.flatten()]))[0, 1] > 0.9999
+            assert not torch.allclose(other, unguided, atol=1e-2)
+
+    def test_a_frame_without_any_contrast_can_be_rescaled(self):
+        flat = torch.zeros(1, 2, 1, 8, 8)
+        made = batch._rescaled(Process(configuration.DiffusionConfig(parameterization="x_0")), flat, self.timestep,
+                               flat + 0.5, flat + 0.25, 1.0)  # fmt: skip
+        torch.testing.assert_close(made, flat + 0.25)
 
     def test_the_second_call_sees_latent_frames_only_and_w_1_has_none(self, checkpoint, monkeypatch):
         windows = []

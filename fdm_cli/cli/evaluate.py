@@ -51,6 +51,7 @@ NEEDS = {
     "eta": ("prediction", "drift"),
     "timestep_shift": ("prediction", "drift"),
     "guidance": ("prediction", "drift"),
+    "guidance_rescale": ("prediction", "drift"),
 }
 LEAST_REAL, LEAST_SEEN = 256, 64  # real clips for comparison, and where the features of each are computed
 FEW_VIDEOS = 256  # a Frechet distance of fewer says little
@@ -133,6 +134,7 @@ def evaluate(
     eta: options.Eta = 0.0,
     timestep_shift: options.TimestepShift = None,
     guidance: options.Guidance = None,
+    guidance_rescale: options.GuidanceRescale = None,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
     plot: Annotated[
@@ -170,6 +172,7 @@ def evaluate(
             raise BadInput("--plot draws prediction and drift, --only leaves out both")
     model_file = options.model_file(checkpoint, output)
     weight, shift = options.guidance_weight(guidance, checkpoint), options.spacing(timestep_shift, checkpoint, sampler)
+    rescale = options.guidance_rescale(guidance_rescale, weight, checkpoint)
 
     from fdm_cli import diversity, samplers
     from fdm_cli import evaluate as evaluation
@@ -201,7 +204,7 @@ def evaluate(
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta, shift),
+        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta, shift, rescale),
         seed=seed,
         given=given,
         max_batch=max_batch,
@@ -214,9 +217,8 @@ def evaluate(
     measured_on = data or model.config.data.source
     how = ""
     if parts != ("bound",):  # which samples nothing
-        how = f"{sampler}, {plural(len(setting.sampling.timesteps), 'step')}, "
-        how += f"timestep shift {shift:g}, " if shift != 1 else ""
-        how += f"guidance {weight:g}, " if weight != 1 else ""
+        steps = plural(len(setting.sampling.timesteps), "step")
+        how = f"{sampler}, {steps}{options.departures(setting.sampling)}, "
     trained = f"{model_file} after {plural(model.step, 'step')}"
     output.show(f"{trained}, on held-out clips of {measured_on}; {how}seed {seed}")
     prediction = bound = drift = None
@@ -245,6 +247,7 @@ def evaluate(
         "eta": eta,
         "timestep_shift": shift,
         "guidance": weight,
+        "guidance_rescale": rescale,
         "device": where.type,
         "prediction": finite(dataclasses.asdict(prediction)) if prediction else None,
         "bound": finite(dataclasses.asdict(bound)) if bound else None,

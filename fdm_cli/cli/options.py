@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,9 +16,12 @@ from fdm_cli.errors import BadInput
 from fdm_cli.files import refuse_taken
 from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW
 
+if TYPE_CHECKING:
+    from fdm_cli.batch import Sampling
+
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
 # What a model gains by them depends on how good it is: README.md has the tables for this one.
-BUNDLED_GUIDANCE, BUNDLED_SHIFT = 1.2, 1.75
+BUNDLED_GUIDANCE, BUNDLED_RESCALE, BUNDLED_SHIFT = 1.2, 0.0, 1.75
 
 
 @dataclass
@@ -88,11 +91,34 @@ def guidance_weight(option: float | None, checkpoint: Path | None) -> float:
     return BUNDLED_GUIDANCE if _is_bundled(checkpoint) else 1.0
 
 
+def guidance_rescale(option: float | None, weight: float, checkpoint: Path | None) -> float:
+    """What `--guidance-rescale` says; else none, or what suits the bundled model.
+
+    Raises:
+        BadInput: asked for without guidance.
+    """
+    if weight == 1:
+        if option:
+            raise BadInput(f"--guidance-rescale {option:g} needs guidance, and there is none", "--guidance 2")
+        return 0.0
+    if option is not None:
+        return option
+    return BUNDLED_RESCALE if _is_bundled(checkpoint) else 0.0
+
+
 def spacing(option: float | None, checkpoint: Path | None, sampler: str) -> float:
     """What `--timestep-shift` says; else even spacing, or what suits the bundled model by the default sampler."""
     if option is not None:
         return option
     return BUNDLED_SHIFT if _is_bundled(checkpoint) and sampler == DEFAULT_SAMPLER else 1.0
+
+
+def departures(sampling: Sampling) -> str:
+    """How sampling departs from even timesteps and the plain model, to be said after the sampler's name."""
+    shifted = f", timestep shift {sampling.shift:g}" if sampling.shift != 1 else ""
+    guided = f", guidance {sampling.guidance:g}" if sampling.guidance != 1 else ""
+    rescaled = f" rescaled by {sampling.rescale:g}" if sampling.rescale else ""
+    return shifted + guided + rescaled
 
 
 def checkpoint_path(text: str) -> Path:
@@ -216,6 +242,17 @@ Guidance = Annotated[
         min=0.0,
         max=20.0,
         help=f"Weight of observed frames; default: 1, the plain model; {BUNDLED_GUIDANCE:g} with the bundled one.",
+    ),
+]
+GuidanceRescale = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-rescale",
+        metavar="PHI",
+        min=0.0,
+        max=1.0,
+        help="How far guidance leaves each frame its contrast: 0 not at all, 1 all of it; "
+        f"default: 0; {BUNDLED_RESCALE:g} with the bundled model.",
     ),
 ]
 MaxBatch = Annotated[

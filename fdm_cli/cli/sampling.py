@@ -46,6 +46,7 @@ class Request:
     eta: float
     timestep_shift: float | None
     guidance: float | None
+    guidance_rescale: float | None
     max_batch: int | None
     output: Path | None
     fps: float | None
@@ -67,8 +68,8 @@ class Request:
 # What decides the frames, of what the report says: a run is resumed only where all of it is the same.
 _DECISIVE = (
     "checkpoint_sha256", "scheme", "frames", "window", "step", "given", "input_sha256", "num_samples", "seed",
-    "sampler", "sampling_steps", "eta", "timestep_shift", "guidance", "embedding", "compile", "max_batch", "processes",
-    "device", "threads", "fdm", "torch", "plan_sha256",
+    "sampler", "sampling_steps", "eta", "timestep_shift", "guidance", "guidance_rescale", "embedding", "compile",
+    "max_batch", "processes", "device", "threads", "fdm", "torch", "plan_sha256",
 )  # fmt: skip
 
 
@@ -164,13 +165,15 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
     warn_of_reach(plan, checkpoint.clip_length, output)
     warn_of_blind(plan, output)
     warn_of_window(plan, model.window, output)
+    weight = options.guidance_weight(request.guidance, request.checkpoint)
     sampling = batch.Sampling.of(
         request.sampler,
         request.sampling_steps,
-        options.guidance_weight(request.guidance, request.checkpoint),
+        weight,
         checkpoint.process.timesteps,
         request.eta,
         options.spacing(request.timestep_shift, request.checkpoint, request.sampler),
+        options.guidance_rescale(request.guidance_rescale, weight, request.checkpoint),
     )
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
     # What is free differs from process to process; how the work is divided into batches must not.
@@ -300,6 +303,7 @@ def _report(job: _Job, seed: int) -> dict[str, Any]:
         "eta": request.eta,
         "timestep_shift": job.sampling.shift,
         "guidance": job.sampling.guidance,
+        "guidance_rescale": job.sampling.rescale,
         "embedding": request.embedding if job.adaptive else None,
         "compile": request.compile,
         "network_calls": job.calls,
@@ -342,10 +346,7 @@ def _films(request: Request, files: Outputs, plan: Plan, side: int, fps: float) 
 
 def _how(job: _Job) -> str:
     sampling = job.sampling
-    shift, guidance = sampling.shift, sampling.guidance
-    shifted = f", timestep shift {shift:g}" if shift != 1 else ""
-    guided = f", guidance {guidance:g}" if guidance != 1 else ""
-    return f"{job.request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{shifted}{guided}"
+    return f"{job.request.sampler}, {plural(len(sampling.timesteps), 'step')} a window{options.departures(sampling)}"
 
 
 def _executed(plan: Plan, chosen: dict[int, tuple[int, ...]]) -> Iterator[Stage]:
@@ -371,6 +372,7 @@ def _what_would_be(job: _Job) -> tuple[dict[str, Any], str]:
         "sampler": job.request.sampler,
         "sampling_steps": len(sampling.timesteps),
         "guidance": sampling.guidance,
+        "guidance_rescale": sampling.rescale,
         "network_calls": job.calls,
         "outputs": list(map(str, job.files.paths)),
         "clip_length": clip_length,

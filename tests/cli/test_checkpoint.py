@@ -41,7 +41,8 @@ def test_extend_and_guidance_with_a_seed_checkpoint(tmp_path):
     clip = DATA / "one-digit.gif"
     done = fdm("extend", clip, "--use", check=2)
     assert "No such option" in done.stderr
-    fdm("extend", clip, "--checkpoint", SEED, "--length", 20, "--sampling-steps", 3, "--guidance", 1.5, "-o", out)
+    guided = ("--guidance", 1.5, "--guidance-rescale", 0.7)
+    fdm("extend", clip, "--checkpoint", SEED, "--length", 20, "--sampling-steps", 3, *guided, "-o", out)
     with np.load(out) as arrays:
         assert arrays["frames"].shape == (20, 8, 8, 1)
 

@@ -157,6 +157,8 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         (("--sampling-steps", "2000"), "2000 sampling steps"),
         (("--eta", "0.5", "--sampler", "ancestral"), "--eta 0.5 is for ddim, ancestral has none"),
         (("--guidance", "nan"), "Input should be"),
+        (("--guidance", "2", "--guidance-rescale", "1.5"), "--guidance-rescale"),
+        (("--guidance-rescale", "0.5"), "--guidance-rescale 0.5 needs guidance, and there is none"),
         (("--fps", "nan"), "Input should be"),
         (("--step", "17"), "the step must be"),
         (("-o", "no/such/folder.gif"), "no/such"),
