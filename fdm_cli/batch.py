@@ -149,8 +149,8 @@ def denoiser(
     whether the network predicts eps, v or x_0. All windows have one shape then; else shorter ones end in padding.
 
     What is extrapolated has more contrast than it should, and in a long video each window adds to it. So each frame's
-    guided estimate of x_0 can be given mean and deviation of the one that is not guided (Lin et al., arXiv 2305.08891,
-    section 3.4), all the way with `rescale` 1, not at all with 0.
+    guided estimate of x_0 can be given mean and deviation of the one that is not guided, all the way with `rescale` 1,
+    not at all with 0. After Lin et al. (arXiv 2305.08891, section 3.4), who do so with the deviation of whole outputs.
     """
     model, process = checkpoint.model, checkpoint.process
     conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": latent_mask}

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from fdm_cli.checkpoint import load_checkpoint
-from fdm_cli.cli.options import BUNDLED_GUIDANCE, BUNDLED_MODEL, BUNDLED_SHIFT, guidance_weight, spacing
+from fdm_cli.cli.options import (
+    BUNDLED_GUIDANCE,
+    BUNDLED_MODEL,
+    BUNDLED_RESCALE,
+    BUNDLED_SHIFT,
+    guidance_rescale,
+    guidance_weight,
+    spacing,
+)
 from fdm_cli.config import load_preset
 from fdm_cli.dataset import open_clips
 from fdm_cli.device import choose_device
@@ -49,6 +57,10 @@ def test_named_by_its_path_it_is_sampled_as_it_is_without():
     assert guidance_weight(None, None) == guidance_weight(None, BUNDLED_MODEL) == BUNDLED_GUIDANCE
     assert guidance_weight(None, BUNDLED_MODEL.with_name("other.pt")) == 1
     assert guidance_weight(2.0, None) == 2
+    assert guidance_rescale(None, 2.0, None) == guidance_rescale(None, 2.0, BUNDLED_MODEL) == BUNDLED_RESCALE
+    assert guidance_rescale(None, 2.0, BUNDLED_MODEL.with_name("other.pt")) == 0
+    assert guidance_rescale(None, 1.0, None) == 0, "the plain model has nothing to rescale"
+    assert guidance_rescale(0.3, 2.0, None) == 0.3
     assert spacing(None, None, "dpm-solver++") == spacing(None, BUNDLED_MODEL, "dpm-solver++") == BUNDLED_SHIFT
     assert spacing(None, BUNDLED_MODEL.with_name("other.pt"), "dpm-solver++") == 1
     assert spacing(None, None, "ancestral") == 1, "all timesteps are all timesteps"
@@ -63,5 +75,6 @@ def test_it_is_what_is_used_when_no_checkpoint_is_given(command, tmp_path):
     ]
     result = json.loads(done.stdout)
     assert (result["checkpoint"], result["frames"]) == (str(BUNDLED_MODEL), 18)
-    assert (result["guidance"], result["timestep_shift"]) == (BUNDLED_GUIDANCE, BUNDLED_SHIFT)
+    settings = (result["guidance"], result["guidance_rescale"], result["timestep_shift"])
+    assert settings == (BUNDLED_GUIDANCE, BUNDLED_RESCALE, BUNDLED_SHIFT)
     assert np.load(tmp_path / "out.npz")["frames"].shape == (18, 32, 32, 1)

@@ -172,7 +172,7 @@ def evaluate(
             raise BadInput("--plot draws prediction and drift, --only leaves out both")
     model_file = options.model_file(checkpoint, output)
     weight, shift = options.guidance_weight(guidance, checkpoint), options.spacing(timestep_shift, checkpoint, sampler)
-    rescale = options.guidance_rescale(guidance_rescale, weight, checkpoint)
+    rescale = 0.0 if parts == ("bound",) else options.guidance_rescale(guidance_rescale, weight, checkpoint)
 
     from fdm_cli import diversity, samplers
     from fdm_cli import evaluate as evaluation

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
 # What a model gains by them depends on how good it is: README.md has the tables for this one.
-BUNDLED_GUIDANCE, BUNDLED_RESCALE, BUNDLED_SHIFT = 1.2, 0.0, 1.75
+BUNDLED_GUIDANCE, BUNDLED_RESCALE, BUNDLED_SHIFT = 2.0, 0.75, 1.75
 
 
 @dataclass
@@ -251,7 +251,7 @@ GuidanceRescale = Annotated[
         metavar="PHI",
         min=0.0,
         max=1.0,
-        help="How far guidance leaves each frame its contrast: 0 not at all, 1 all of it; "
+        help="How far a guided frame gets the contrast back that it has without guidance, 0 to 1; "
         f"default: 0; {BUNDLED_RESCALE:g} with the bundled model.",
     ),
 ]

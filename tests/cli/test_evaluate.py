@@ -83,9 +83,19 @@ def test_a_part_as_a_table_is_the_same_again_and_for_any_batch(evaluate):
 
 @pytest.mark.slow
 def test_options_of_parts_that_are_left_out_are_named(evaluate):
-    done = evaluate("--only", "bound", "--guidance", 2)
+    done = evaluate("--only", "bound", "--guidance-rescale", 0.5)
     named = {line.split()[1] for line in done.stderr.splitlines() if line.startswith("warning: --")}
-    assert named == {"--guidance", "--sampling-steps", "--length", "--rollouts"}
+    assert named == {"--guidance-rescale", "--sampling-steps", "--length", "--rollouts"}
+
+
+@pytest.mark.slow
+def test_rescaled_guidance_predicts_something_else(evaluate):
+    made = [
+        json.loads(evaluate("--only", "prediction", "--guidance", 3, "--guidance-rescale", rescale, "--json").stdout)
+        for rescale in (0, 1)
+    ]
+    assert [facts["guidance_rescale"] for facts in made] == [0, 1]
+    assert made[0]["prediction"]["model"]["psnr"] != made[1]["prediction"]["model"]["psnr"]
 
 
 @pytest.mark.slow

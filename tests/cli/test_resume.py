@@ -101,7 +101,7 @@ def test_extend_goes_on_too_but_not_with_another_clip(micro_checkpoint, tmp_path
 
 
 def test_what_an_interrupted_run_says_and_what_may_follow(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 120, "--sampling-steps", 4)
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 120, "--guidance", 2, "--sampling-steps", 4)
     process = Command(*common, "--sheet", cwd=tmp_path)
     work = tmp_path / ".sample-autoregressive-1.gif.work"
     assert stop(process, work, signal.SIGTERM, rounds=2) == 143
@@ -117,7 +117,8 @@ def test_what_an_interrupted_run_says_and_what_may_follow(micro_checkpoint, tmp_
         (("--seed", seed + 1), f"seed {seed}, this is {seed + 1}"),
         (("--sampler", "ancestral"), "sampler dpm-solver++, this is ancestral"),
         (("--max-batch", 3), "max batch 16, this is 3"),
-        (("--guidance", 2), "guidance 1.0, this is 2.0"),
+        (("--guidance", 1), "guidance 2.0, this is 1.0"),
+        (("--guidance-rescale", 0.5), "guidance rescale 0.0, this is 0.5"),
         (("--step", 4), "step 8, this is 4"),
         (("--scheme", "hierarchy-2", "--output", "sample-autoregressive-1.gif"), "scheme autoregressive, this is"),
     ]:

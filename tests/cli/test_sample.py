@@ -130,6 +130,17 @@ def test_another_spacing_of_the_steps_is_another_video(micro_checkpoint, tmp_pat
     assert not np.array_equal(frames[0], frames[2])
 
 
+def test_rescaled_guidance_is_another_video(micro_checkpoint, tmp_path):
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 3, "--seed", 1, "--json")
+    frames = []
+    for number, rescale in enumerate(((), ("--guidance-rescale", 0), ("--guidance-rescale", 1))):
+        done = fdm(*common, "--guidance", 3, *rescale, "-o", f"{number}.npz", cwd=tmp_path)
+        assert json.loads(done.stdout)["guidance_rescale"] == (rescale[1] if rescale else 0)
+        frames.append(np.load(tmp_path / f"{number}.npz")["frames"])
+    assert np.array_equal(frames[0], frames[1])
+    assert not np.array_equal(frames[0], frames[2])
+
+
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
     done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
@@ -157,7 +168,7 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         (("--sampling-steps", "2000"), "2000 sampling steps"),
         (("--eta", "0.5", "--sampler", "ancestral"), "--eta 0.5 is for ddim, ancestral has none"),
         (("--guidance", "nan"), "Input should be"),
-        (("--guidance", "2", "--guidance-rescale", "1.5"), "--guidance-rescale"),
+        (("--guidance", "2", "--guidance-rescale", "1.5"), "rescale': Input should be less than or equal to 1"),
         (("--guidance-rescale", "0.5"), "--guidance-rescale 0.5 needs guidance, and there is none"),
         (("--fps", "nan"), "Input should be"),
         (("--step", "17"), "the step must be"),
