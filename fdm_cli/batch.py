@@ -33,8 +33,8 @@ class Sampling:
         step: the rule of the reverse process.
         timesteps: descending; one network call each.
         guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
-        rescale: how far guidance keeps mean and deviation of each frame's x_0, 0 to 1, see `denoiser`.
         shift: how the timesteps are spaced, see `samplers.choose_timesteps`; 1 is evenly.
+        rescale: how far each guided frame's x_0 gets back its mean and deviation, 0 to 1, see `denoiser`.
     """
 
     step: samplers.Step
