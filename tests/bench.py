@@ -50,10 +50,21 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    open_events, blocks = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    while open_events:
+        event = open_events.pop()
+        open_events += event.children
+        if event.name == "[memory]":
+            blocks.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    # By address, since PyTorch also reports blocks as freed that it saw allocated in an earlier profile only.
+    sizes: dict[int, int] = {}
     alive = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
+    for _, address, size in sorted(blocks):
+        if size > 0:
+            sizes[address] = size
+            alive += size
+        else:
+            alive -= sizes.pop(address, 0)
         peak = max(peak, alive)
     return peak
 
