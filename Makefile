@@ -16,7 +16,7 @@ demo: .venv/installed        ## sample 160 frames with the bundled model, contin
 	@echo "the videos and their contact sheets (*.sheet.png) are in demo/"
 
 test: .venv/installed        ## the complete tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed       ## lint, types, and the tests that take seconds
 	$(BIN)/ruff check .

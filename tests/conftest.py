@@ -8,6 +8,13 @@ import pytest
 from tests import command
 from tests.command import ROOT as ROOT
 
+LONGEST = ("test_compiled.py", "test_train_resume.py", "test_distributed.py", "test_memory.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: begun last, they would be waited for by processes that have nothing to do."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 def fdm(*arguments: object, cwd: Path | None = None, check: int | None = 0, anew: bool = False, **environment: str):
     """Runs the real command in a process of its own; `check` is the exit code that is expected.

@@ -63,7 +63,8 @@ def test_outputs_and_gradients_are_the_eager_ones_whatever_the_number_of_latent_
 
 
 def test_training_and_sampling(tmp_path):
-    common = ("train", "--preset", "micro", *SMALLEST_OPTIONS, "--steps", 3, "--quiet")
+    # Two clips, as above: what was compiled there is found again.
+    common = ("train", "--preset", "micro", *SMALLEST_OPTIONS, "--batch-size", 2, "--steps", 3, "--quiet")
     fdm(*common, "--run", "eager", cwd=tmp_path)
     fdm(*common, "--set", "training.compile=true", "--run", "compiled", cwd=tmp_path)
     mine, other = (read_state(tmp_path / run / "checkpoints" / "step-00000003.pt") for run in ("compiled", "eager"))

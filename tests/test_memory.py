@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -19,6 +16,7 @@ CHECKPOINTING, BF16, FP16 = (
     "training.precision=bf16",
     "training.precision=fp16",
 )
+FIVE_FRAMES = "model.window=5"
 
 
 def config_of(preset, *sets):
@@ -59,10 +57,10 @@ def real_peak(config, latent_frames=None) -> int:
     ("preset", "sets"),
     [
         ("micro", ()),
-        pytest.param("micro", ("training.batch_size=6", BF16), marks=pytest.mark.slow),
-        pytest.param("micro", ("training.batch_size=8", CHECKPOINTING), marks=pytest.mark.slow),
-        pytest.param("micro", ("training.batch_size=8", CHECKPOINTING, BF16), marks=pytest.mark.slow),
-        pytest.param("micro", ("training.batch_size=4", FP16), marks=pytest.mark.slow),
+        pytest.param("micro", ("training.batch_size=3", BF16), marks=pytest.mark.slow),
+        pytest.param("micro", ("training.batch_size=4", CHECKPOINTING), marks=pytest.mark.slow),
+        pytest.param("micro", ("training.batch_size=4", CHECKPOINTING, BF16), marks=pytest.mark.slow),
+        pytest.param("micro", ("training.batch_size=2", FP16), marks=pytest.mark.slow),
         pytest.param("micro", ("training.batch_size=6", "training.accumulation=2"), marks=pytest.mark.slow),
         pytest.param(
             "micro",
@@ -72,8 +70,8 @@ def real_peak(config, latent_frames=None) -> int:
         pytest.param("moving-mnist-small", ("training.batch_size=2",), marks=pytest.mark.slow),
         pytest.param("moving-mnist-small", ("training.batch_size=2", CHECKPOINTING), marks=pytest.mark.slow),
         pytest.param("moving-mnist-small", ("training.batch_size=1", BF16), marks=pytest.mark.slow),
-        pytest.param("moving-mnist", ("training.batch_size=1",), marks=pytest.mark.slow),
-        pytest.param("moving-mnist", ("training.batch_size=1", CHECKPOINTING), marks=pytest.mark.slow),
+        pytest.param("moving-mnist", ("training.batch_size=1", FIVE_FRAMES), marks=pytest.mark.slow),
+        pytest.param("moving-mnist", ("training.batch_size=1", FIVE_FRAMES, CHECKPOINTING), marks=pytest.mark.slow),
     ],
 )
 def test_the_estimate_is_what_the_allocator_reports(preset, sets):
@@ -179,16 +177,3 @@ def test_the_seed_s_preset_on_a_t4():
         assert 0.4 * plain * GIB < step.peak(batch) < plain * GIB
     margin = MARGINS["cuda"]
     assert margin.fits(step.with_training(precision="fp16", activation_checkpointing=True).peak(32), T4_USABLE)
-
-
-@pytest.mark.slow
-def test_an_estimate_of_a_large_model_needs_little_memory_itself():
-    code = (
-        "import re, fdm_cli.config as c, fdm_cli.memory as m\n"
-        "step = m.TrainingStep(c.load_preset('moving-mnist', ['training.batch_size=512']))\n"
-        "print(step.peak(512), re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    peak, used = map(int, done.stdout.split())
-    assert peak > 100 * GIB
-    assert used * 1024 < 1.5e9

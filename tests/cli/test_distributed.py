@@ -54,7 +54,7 @@ def assert_close(run, other):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     run = tmp_path_factory.mktemp("alone") / "run"
-    fdm(*MICRO, "--steps", 20, "--set", "training.held_out_every=10", "--run", run, "--quiet")
+    fdm(*MICRO, "--steps", 12, "--set", "training.held_out_every=6", "--run", run, "--quiet")
     return run
 
 
@@ -62,9 +62,9 @@ def test_two_processes_give_the_weights_of_one(alone, tmp_path):
     run = tmp_path / "run"
     accumulate = ("--set", "training.accumulation=2")
     stdout, stderr = finish(
-        torchrun(2, *MICRO, "--steps", 20, "--set", "training.held_out_every=10", *accumulate, "--run-dir", run)
+        torchrun(2, *MICRO, "--steps", 12, "--set", "training.held_out_every=6", *accumulate, "--run-dir", run)
     )
-    assert stdout.strip() == str(run / "checkpoints" / "step-00000020.pt")
+    assert stdout.strip() == str(run / "checkpoints" / "step-00000012.pt")
     assert stderr.count("training 0.47 M parameters on cpu, fp32, batch 4 in 2 parts over 2 processes") == 1
     assert_close(run, alone)
     for mine, other in zip(RunFolder(run).read_metrics(), RunFolder(alone).read_metrics(), strict=True):
@@ -75,10 +75,10 @@ def test_two_processes_give_the_weights_of_one(alone, tmp_path):
 
 def test_another_number_of_processes_goes_on(alone, tmp_path):
     run = tmp_path / "run"
-    every = ("--set", "training.held_out_every=10")
-    finish(torchrun(2, *MICRO, *every, "--steps", 8, "--run-dir", run))
-    finish(torchrun(4, "train", "--run-dir", run, "--resume", "--steps", 14))
-    fdm("train", "--run", run, "--resume", "--steps", 20)
+    every = ("--set", "training.held_out_every=6")
+    finish(torchrun(2, *MICRO, *every, "--steps", 5, "--run-dir", run))
+    finish(torchrun(4, "train", "--run-dir", run, "--resume", "--steps", 9))
+    fdm("train", "--run", run, "--resume", "--steps", 12)
     assert_close(run, alone)
 
 
