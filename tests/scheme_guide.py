@@ -31,8 +31,8 @@ FORM = """\
 name: long-range            # optional: the file's name otherwise
 about: What it does, in one line.
 length: 160                 # frames of the video, unless --length says otherwise
-window: 16                  # frames of one network call
-step: 8                     # new frames of one network call; window - step are observed
+window: 16                  # frames of one window
+step: 8                     # new frames of one window; window - step are observed
 given: first                # where given frames stand: first, last, ends, spread, closed
 start: contiguous           # the first window when nothing is given: contiguous or spread
 rounds:

@@ -57,7 +57,7 @@ def inspect_scheme(
     quiet: Quiet = False,
     _debug: Debug = False,
 ) -> None:
-    """Show which frames each network call of a scheme generates and which it looks at.
+    """Show which frames each window of a scheme generates and which it looks at.
 
     Needs no model; --checkpoint says whether the scheme reaches further than a model has seen.
     The same plan is what sample and extend execute.
