@@ -6,6 +6,7 @@ fitted frames wait in a nameless file, one byte a value, and are read one by one
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +51,8 @@ class Clip:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Forgets the frames."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a disk that is full: that has been said
+            self._file.close()
 
     def add(self, frames: Iterable[Frame], *, last: int | None = None, most: int | None = None) -> int:
         """Fits the frames of a video (`video.fit`) and appends them.

@@ -10,6 +10,7 @@ ends with its process however that ends, keeps two processes from writing the sa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,12 +27,22 @@ from numpy.typing import NDArray
 
 from fdm_cli import data_files, video
 from fdm_cli.data_files import DataFiles, Source
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.files import expanded, sync, write_failures
 from fdm_cli.video_info import VideoInfo
 
-VERSION = 1  # of the format, and of how videos are read and fitted
+VERSION = 2  # of the format, and of how videos are read and fitted
 FRAMES_A_REPORT = 100
+PASSING = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EINTR,
+    errno.EAGAIN,
+}
 WRITE_BUFFER = 1 << 20
 
 
@@ -247,7 +258,12 @@ def _entry(name: str, info: VideoInfo, start: int, frames: int, digest: str) -> 
 
 
 def _digest(source: Source) -> str:
-    """The sha256 of a source's files, names included where there are several."""
+    """The sha256 of a source's files, names included where there are several.
+
+    Raises:
+        BadInput: a file that is to be left out.
+        RunFailed: one that may be readable the next time, unchanged: what is left out of a cache is left out for good.
+    """
     digest = hashlib.sha256()
     for path in source.files:
         if not path.is_file():
@@ -256,6 +272,9 @@ def _digest(source: Source) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
+            if error.errno in PASSING:
+                hint = "once it can be read, the same command does; or take the file away"
+                raise RunFailed(f"cannot read {path}: {error.strerror}", hint) from None
             raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
         if len(source.files) > 1:
             digest.update(os.fsencode(path.name))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +25,11 @@ from fdm_cli.video_info import (
     take,
 )
 
+PACKETS_MEASURED = 300
+# The outermost boxes of ISO base media and QuickTime files.
+BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix", b"prft", b"emsg", b"pdin", b"meta",
+         b"free", b"skip", b"wide", b"pnot", b"udta", b"uuid"}  # fmt: skip
+
 
 def open_container(path: Path) -> Video:
     """The first video stream of an MP4, MOV, Matroska, WebM or AVI; raises as `video.read` does."""
@@ -34,13 +41,17 @@ def open_container(path: Path) -> Video:
             raise BadInput(f"{path}: truncated", BROKEN)
 
     def opened() -> Any:
-        return av.open(str(path.absolute()), format=DEMUXERS[kind])
+        # Titles and the like, of no use here, may be in any encoding.
+        return av.open(str(path.absolute()), format=DEMUXERS[kind], metadata_errors="replace")
 
     with opened() as container:
         if not container.streams.video:
             raise BadInput(f"{path}: holds no pictures", "it has sound only")
         stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate
+        rate = stream.average_rate
+        if not rate:
+            with opened() as another:
+                rate = _measured_rate(another)
         if not rate:
             raise BadInput(f"{path}: does not say its frame rate", BROKEN)
         seconds = container.duration / av.time_base if container.duration else 0
@@ -67,6 +78,19 @@ def open_container(path: Path) -> Video:
     return Video(info, decode)
 
 
+def _measured_rate(container: Any) -> Fraction | None:
+    """Frames a second of what does not say it, as browsers record: by the times of the first few hundred.
+
+    What libav guesses of such a file is the unit of its times, often a thousand a second.
+    """
+    stream = container.streams.video[0]
+    packets = islice(container.demux(stream), PACKETS_MEASURED)
+    times = [packet.pts for packet in packets if packet.pts is not None]
+    if len(times) > 1 and max(times) > min(times):
+        return (len(times) - 1) / ((max(times) - min(times)) * Fraction(stream.time_base))
+    return Fraction(stream.guessed_rate) if stream.guessed_rate else None
+
+
 def _upright(container: Any, *, grey: bool) -> Iterator[Frame]:
     """The frames of the first video stream, turned as the camera was held."""
     container.streams.video[0].thread_type = "AUTO"
@@ -83,10 +107,15 @@ def _is_truncated(kind: str, file: IO[bytes], held: int) -> bool:
     """Whether a container's outermost lengths reach over the `held` bytes of its file; libav would just stop there."""
     if kind == "AVI":
         return bool(take(file, "<4xI")[0] + 8 > held)
-    position: int = 0
+    position, seen = 0, set[bytes]()
     while position < held:
         file.seek(position)
         if kind == "MP4":
+            name = file.read(8)[4:]
+            if seen >= {b"moov", b"mdat"} and name not in BOXES:  # cameras append what no player reads
+                return False
+            seen.add(name)
+            file.seek(position)
             length: int = take(file, ">I4x")[0]
             if length == 1:
                 length = take(file, ">Q")[0]

@@ -1,6 +1,6 @@
 """GIF, APNG, WebP, JPEG, BMP -> frames.
 
-The blocks of an animation are walked for its size and the durations of its frames; imageio decodes.
+The blocks of an animation are walked for its size and the durations of its frames; imageio decodes, and Pillow photos.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ from fdm_cli.video_info import (
     take,
 )
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -46,6 +50,7 @@ class _Layout:
     grey: bool
     skip_first: bool = False  # an APNG's fallback image, which is no part of the animation
     deep: bool = False  # 16 bit grey
+    hidden: int | None = None  # the level of such grey that is transparent
 
 
 def open_picture(path: Path) -> Video:
@@ -60,10 +65,13 @@ def open_picture(path: Path) -> Video:
     def decode() -> Iterator[Frame]:
         import imageio.v3 as iio
 
-        images = iio.imiter(path, plugin="pillow", mode=None if layout.deep else "RGBA")
+        # Absolute, since imageio takes a folder called ~ for the user's own.
+        images = iio.imiter(path.absolute(), plugin="pillow", mode=None if layout.deep else "RGBA")
         if layout.skip_first:
             next(images)
         for image, repeat in zip(images, repeats, strict=False):
+            if layout.hidden is not None:
+                image[image == layout.hidden] = BACKGROUND << 8
             frame = flatten(image[: layout.height, : layout.width], grey=layout.grey)
             for _ in range(repeat):
                 yield frame
@@ -189,6 +197,8 @@ def _scan_png(file: IO[bytes], path: Path) -> _Layout:
     width, height, depth, colour_type = take(file, ">16xIIBB")
     durations: list[Fraction] = []
     position, skip_first, chunk = 8, False, b""
+    grey = colour_type in (0, 4)
+    deep, hidden = grey and depth == 16, None
     while chunk != b"IEND":
         file.seek(position)
         length, chunk = take(file, ">I4s")
@@ -197,11 +207,12 @@ def _scan_png(file: IO[bytes], path: Path) -> _Layout:
             _add_frame(durations, path, numerator, denominator or 100)
         elif chunk == b"IDAT" and not durations:
             skip_first = True
+        elif chunk == b"tRNS" and deep:
+            (hidden,) = take(file, ">H")
         position += 12 + length
     if position > path.stat().st_size:
         raise BadInput(f"{path}: truncated", BROKEN)
-    grey = colour_type in (0, 4)
-    return _Layout(width, height, durations, grey, skip_first and bool(durations), grey and depth == 16)
+    return _Layout(width, height, durations, grey, skip_first and bool(durations), deep, hidden)
 
 
 def _scan_webp(file: IO[bytes], path: Path) -> _Layout:
@@ -232,25 +243,40 @@ def _scan_webp(file: IO[bytes], path: Path) -> _Layout:
 SCANNERS: dict[str, Callable[[IO[bytes], Path], _Layout]] = {"GIF": _scan_gif, "PNG": _scan_png, "WebP": _scan_webp}
 
 
+# By EXIF orientation, to show a photo upright. Pillow's `exif_transpose` also writes EXIF anew, which can fail.
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+         8: "ROTATE_90"}  # fmt: skip
+
+
 def open_photo(path: Path) -> Video:
     """A still image whose header Pillow reads: JPEG, turned upright by its EXIF, or BMP."""
+    with _photo(path) as image:
+        (width, height), grey = image.size, image.mode in ("L", "1")
+        orientation = image.getexif().get(0x0112)
+    check_size(path, width, height, 1, MAX_PICTURE_PIXELS)
+
+    def decode() -> Iterator[Frame]:
+        from PIL.Image import Transpose
+
+        with _photo(path) as image:
+            upright = image.convert("RGBA")
+        if orientation in TURNS:
+            upright = upright.transpose(Transpose[TURNS[orientation]])
+        yield flatten(np.asarray(upright), grey=grey)
+
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    return Video(VideoInfo(path, kind_of(path), 1, height, width, 1 if grey else 3, DEFAULT_FPS), decode)
+
+
+@contextmanager
+def _photo(path: Path) -> Iterator[Image.Image]:
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its size is judged here
         try:
             with Image.open(path, formats=["JPEG", "BMP"]) as image:
-                (width, height), grey = image.size, image.mode in ("L", "1")
-                turned = image.getexif().get(0x0112, 1) >= 5
+                yield image
         except Image.DecompressionBombError:
             raise BadInput(f"{path}: larger than {MAX_FRAME_PIXELS / 1e6:.0f} million pixels") from None
-    check_size(path, width, height, 1, MAX_PICTURE_PIXELS)
-
-    def decode() -> Iterator[Frame]:
-        import imageio.v3 as iio
-
-        yield flatten(iio.imread(path, plugin="pillow", mode="RGBA", rotate=True), grey=grey)
-
-    if turned:
-        width, height = height, width
-    return Video(VideoInfo(path, kind_of(path), 1, height, width, 1 if grey else 3, DEFAULT_FPS), decode)

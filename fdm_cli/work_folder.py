@@ -146,7 +146,7 @@ class WorkFolder:
         with write_failures(self.path):
             self.path.mkdir(exist_ok=True)
         lock = self._lock()
-        done = False
+        done, rubbish = False, None
         try:
             with write_failures(self.path):
                 # Frames of which nobody says what they are belong to another run, killed while it was thrown away.
@@ -163,9 +163,10 @@ class WorkFolder:
         finally:
             if hasattr(self, "journal"):
                 self.journal.close()
-                if done or not self.worthwhile:
-                    self._remove()
-            lock.release()
+                rubbish = self._set_aside() if done or not self.worthwhile else None
+            lock.release()  # network file systems keep a file, and so its folder, that is open
+            if rubbish:
+                shutil.rmtree(rubbish, ignore_errors=True)
 
     def refuse_busy(self) -> None:
         """Raises BadInput when another process works here."""
@@ -200,12 +201,13 @@ class WorkFolder:
             if entry.name != ".lock" and entry not in kept:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def _remove(self) -> None:
-        """Under another name first: killed meanwhile, it leaves rubbish but no folder that looks resumable."""
+    def _set_aside(self) -> Path | None:
+        """Under another name, to be removed: killed meanwhile, it leaves rubbish but no folder that looks resumable."""
         rubbish = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        with contextlib.suppress(OSError):
-            self.path.rename(rubbish)
-            shutil.rmtree(rubbish, ignore_errors=True)
+        try:
+            return self.path.rename(rubbish)
+        except OSError:
+            return None
 
 
 def _shorten(value: object) -> str:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -133,6 +134,22 @@ def test_a_damaged_cache_is_made_anew(folder, damage):
         index.write_text(index.read_text()[:50])
     filled(folder)
     assert (frames.read_bytes(), json.loads(index.read_text())) == good
+
+
+def test_a_passing_error_leaves_no_file_out_for_good(folder, cache_dir, monkeypatch):
+    real_open = Path.open
+
+    def failing(path, *arguments, **options):
+        if path.name == "3.mp4":
+            raise OSError(errno.EIO, "Input/output error")
+        return real_open(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        with pytest.raises(RunFailed, match=r"cannot read .*3\.mp4: Input/output error"):
+            filled(folder)
+    assert not list(cache_dir.rglob("videos.json"))
+    assert [entry.name for entry in filled(folder).videos] == ["1.gif", "3.mp4", "4.npy"]
 
 
 def test_two_processes_at_once_decode_once(folder):

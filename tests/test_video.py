@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fdm_cli import video
 from fdm_cli.errors import BadInput
@@ -159,6 +161,43 @@ def test_photo_is_turned_upright(tmp_path):
     assert everything(tmp_path / "a.jpg").shape == (1, 6, 4, 3)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_turned_or_mirrored(tmp_path, mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new(mode, (32, 16))
+    image.paste(200 if mode == "L" else (200, 200, 200), (0, 0, 8, 8))  # in one corner
+    image.save(tmp_path / "a.jpg", exif=exif, quality=100)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+    (frame,) = everything(tmp_path / "a.jpg")
+    assert np.array_equal(frame, expected.reshape(frame.shape))
+
+
+def test_transparency_of_16_bit_grey_is_composed(tmp_path):
+    levels = np.full((4, 4), 0x4000, np.uint16)
+    levels[0, 0] = 7
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    chunk = b"tRNS" + struct.pack(">H", 7)
+    chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    at = data.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(data[:at] + chunk + data[at:])
+    (frame,) = everything(tmp_path / "a.png")
+    assert frame[0, 0, 0] == 255
+    assert (frame.ravel()[1:] == 0x40).all()
+
+
+def test_a_folder_called_tilde_is_no_home(tmp_path, monkeypatch):
+    for folder, level in (("~", 10), ("home", 99)):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (4, 4), level).save(tmp_path / folder / "a.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert (everything(Path("~") / "a.png") == 10).all()
+
+
 def test_folder_is_read_in_natural_order(tmp_path):
     for index in (10, 2, 1):
         Image.new("L", (4, 4), index).save(tmp_path / f"frame-{index}.png")
@@ -202,6 +241,53 @@ def test_container_without_a_count_and_with_sound(tmp_path):
     (tmp_path / "b.mkv").write_bytes(data[:-40])
     with pytest.raises(BadInput, match="truncated"):
         video.read(tmp_path / "b.mkv")
+
+
+def test_a_recording_that_does_not_say_its_rate(tmp_path):
+    """As browsers write them: times in milliseconds, and no duration of a frame."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libvpx", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 16, 8, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        times = np.cumsum(SEED.integers(20, 61, 200))
+        for instant, frame in zip(times, over_gradient(200, 8, 16, channels=3), strict=True):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = int(instant)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    data = (tmp_path / "a.mkv").read_bytes()
+    default_duration = b"\x23\xe3\x83"
+    assert data.count(default_duration) == 1
+    at = data.index(default_duration)
+    (tmp_path / "a.mkv").write_bytes(data[:at] + b"\xec\x86" + bytes(6) + data[at + 8 :])  # void instead
+    read = video.read(tmp_path / "a.mkv")
+    assert read.info.fps == pytest.approx(25, rel=0.05)
+    assert len(list(read)) == 200
+
+
+def test_tags_in_another_encoding(tmp_path):
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        container.metadata["title"] = "caf??"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        for frame in over_gradient(3, 16, 16, channels=3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    data = (tmp_path / "a.avi").read_bytes()
+    assert data.count(b"caf??") == 1
+    (tmp_path / "a.avi").write_bytes(data.replace(b"caf??", b"caf\xe9!"))
+    assert len(everything(tmp_path / "a.avi")) == 3
+
+
+@pytest.mark.parametrize("trailer", [b"\n", bytes(4), b"8db42d694ccc418790edff439fe026bf", b"SEFHk\0\0\0\1\0\0\0SEFT"])
+def test_what_cameras_append_is_no_damage(tmp_path, trailer):
+    write(tmp_path / "a.mp4", over_gradient(5, 16, 16))
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data + trailer)
+    assert len(everything(tmp_path / "a.mp4")) == 5
+    (tmp_path / "a.mp4").write_bytes(data[:-20])
+    with pytest.raises(BadInput, match=r"truncated|cannot be read"):
+        video.read(tmp_path / "a.mp4")
 
 
 def test_video_of_a_camera_held_upright(tmp_path):
