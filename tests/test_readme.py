@@ -42,7 +42,7 @@ def test_the_snippet_for_ci_runs_as_it_stands(tmp_path):
 def test_json_objects_hold_what_the_table_says(micro_checkpoint, tmp_path):
     rows = re.findall(r"^\| ([^|]+) \| (`[^|]+) \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
     named = {row: re.findall(r"`(\w+)`", keys) for row, keys in rows}
-    sampled, clip = (named.pop(row) for row in ("`sample`; `extend`, with the third line", "also, of a clip"))
+    sampled, clip = (named.pop(row) for row in ("`sample`, `extend`", "`extend` also, but for `--dry-run`"))
     few = ("--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 1)
 
     def keys(*arguments):
@@ -52,7 +52,8 @@ def test_json_objects_hold_what_the_table_says(micro_checkpoint, tmp_path):
     assert keys("extend", "v.gif", *few[:2], "--length", 24, "--sampling-steps", 1, "-o", "w.gif") == {*sampled, *clip}
     beside = set(json.loads((tmp_path / "v.gif.json").read_text()))
     assert beside == {*sampled, "stages"} - {"outputs", "sheets"}
-    assert {*keys("sample", *few, "--dry-run"), "closed"} == set(named["`sample --dry-run`"])
+    assert {*keys("sample", *few, "--dry-run"), "closed"} == set(named["`sample`, `extend` with `--dry-run`"])
+    assert keys("extend", "v.gif", *few, "--length", 24, "--dry-run") == keys("sample", *few, "--dry-run")
     plan = keys("inspect-scheme", "autoregressive", *few[:4])
     of_stages = {"wave", "observed", "observed_count", "latent"}
     assert {*plan, *of_stages, "closed"} == set(named["`inspect-scheme NAME`"])
