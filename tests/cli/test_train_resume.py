@@ -21,8 +21,8 @@ from tests.runs import assert_same, newest, wait_for
 
 pytestmark = pytest.mark.slow
 
-MICRO = ("train", "--preset", "micro", "--batch-size", 2, "--steps", 30, "--set", "model.dropout=0.1",
-         "--set", "training.checkpoint_every=5", "--set", "training.held_out_every=0")  # fmt: skip
+MICRO = ("train", "--preset", "micro", "--batch-size", 1, "--steps", 30, "--set", "model.dropout=0.1",
+         "--set", "training.checkpoint_every=10", "--set", "training.held_out_every=0")  # fmt: skip
 
 TINY = ("train", "--preset", "micro", "--batch-size", 1, *SMALLEST_OPTIONS, "--set", "training.held_out_every=0",
         "--set", "training.preview_every=0")  # fmt: skip
