@@ -33,16 +33,8 @@ from fdm_cli.video_info import VideoInfo
 
 VERSION = 2  # of the format, and of how videos are read and fitted
 FRAMES_A_REPORT = 100
-PASSING = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EINTR,
-    errno.EAGAIN,
-}
+# Errors of reading that another time may not have.
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 WRITE_BUFFER = 1 << 20
 
 

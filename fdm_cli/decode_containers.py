@@ -25,7 +25,7 @@ from fdm_cli.video_info import (
     take,
 )
 
-PACKETS_MEASURED = 300
+PACKETS_MEASURED = 300  # for a rate that the file does not say
 # The outermost boxes of ISO base media and QuickTime files.
 BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"ssix", b"prft", b"emsg", b"pdin", b"meta",
          b"free", b"skip", b"wide", b"pnot", b"udta", b"uuid"}  # fmt: skip
@@ -111,8 +111,8 @@ def _is_truncated(kind: str, file: IO[bytes], held: int) -> bool:
     while position < held:
         file.seek(position)
         if kind == "MP4":
-            name = file.read(8)[4:]
-            if seen >= {b"moov", b"mdat"} and name not in BOXES:  # cameras append what no player reads
+            name = file.read(8)[4:]  # of what may be appended to the last box, and shorter than a header
+            if seen >= {b"moov", b"mdat"} and name not in BOXES:  # by cameras; no player reads it
                 return False
             seen.add(name)
             file.seek(position)
