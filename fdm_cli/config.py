@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -216,10 +216,18 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> Config:
     return from_node(yaml_file.parse(_preset_text(name), f"{name}.yaml"), overrides)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """A configuration file, ours or the seed's, with `--set` overrides applied. Raises BadInput."""
+def load(path: Path, overrides: Sequence[str] = (), remark: Callable[[str], None] | None = None) -> Config:
+    """A configuration file, ours or the seed's, with `--set` overrides applied. Raises BadInput.
+
+    Args:
+        path: YAML.
+        overrides: such as `training.steps=20`.
+        remark: is told, in a line, what of the seed's has no counterpart here.
+    """
     node = yaml_file.read(path)
     if seed_config.is_seed_config(node):
+        if remark is not None and (others := seed_config.not_used(node)):
+            remark(f"{path}: not used here: {', '.join(others)}; `fdm train --dry-run` shows what is")
         node = seed_config.translate(node)
     return from_node(node, overrides)
 

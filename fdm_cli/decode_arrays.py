@@ -15,11 +15,13 @@ from fdm_cli.video_info import (
     BROKEN,
     DEFAULT_FPS,
     KINDS,
+    MAX_ARRAY_WORK_A_BYTE,
     MAX_PICTURE_PIXELS,
     Frame,
     Video,
     VideoInfo,
     check_size,
+    check_work,
 )
 
 
@@ -86,6 +88,7 @@ def open_npz(path: Path) -> Video:
     frame_bytes = info.height * info.width * info.channels
     if held != frame_bytes * shape[0]:
         raise BadInput(f"{path}: holds {held} bytes of frames where {shape} needs {frame_bytes * shape[0]}", BROKEN)
+    check_work(path, info.width, info.height, shape[0], MAX_ARRAY_WORK_A_BYTE)
 
     def decode() -> Iterator[Frame]:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:

@@ -28,10 +28,12 @@ from fdm_cli.video_info import (
     MAX_FRAME_PIXELS,
     MAX_PICTURE_FRAMES,
     MAX_PICTURE_PIXELS,
+    MAX_PICTURE_WORK_A_BYTE,
     Frame,
     Video,
     VideoInfo,
     check_size,
+    check_work,
     kind_of,
     take,
 )
@@ -60,6 +62,7 @@ def open_picture(path: Path) -> Video:
         layout = SCANNERS[kind](file, path)
     stored = max(1, len(layout.durations))
     check_size(path, layout.width, layout.height, stored, MAX_PICTURE_PIXELS)
+    check_work(path, layout.width, layout.height, stored, MAX_PICTURE_WORK_A_BYTE)
     fps, repeats, remarks = _constant_rate(path, layout.durations)
 
     def decode() -> Iterator[Frame]:

@@ -195,13 +195,13 @@ def make(
     length = scheme.length if length is None else length
     step = givens.default_step(scheme, window) if step is None else step
     window = scheme.window if window is None else window
-    _check_sizes(length, window, step)
+    check_length(length, length)  # before frames of it are listed
+    _check_sizes(window, step)
     spans = givens.merge(given, length)
     if not spans and scheme.start is None:
         example = givens.as_typed(givens.example(scheme, length=length, window=window, step=step))
         raise BadInput(f"{scheme.name} needs given frames ({givens.WHERE[scheme.given]})", f"--given {example}")
-    if length - sum(stop - start for start, stop in spans) > MAX_PLACES:
-        raise _too_large()
+    check_length(length, sum(stop - start for start, stop in spans))
     draft = _Draft(scheme, length, window, step, spans)
     for item in scheme.rounds:
         if spans or not item.only_given:
@@ -209,10 +209,17 @@ def make(
     return draft.finish()
 
 
-def _check_sizes(length: int, window: int, step: int) -> None:
-    for name, value, most in (("length", length, MAX_LENGTH), ("window", window, MAX_WINDOW)):
-        if not 1 <= value <= most:
-            raise BadInput(f"the {name} must be from 1 to {most:,} frames, not {value}")
+def check_length(length: int, given: int) -> None:
+    """Refuses a length that no scheme can make when so many of its frames are given; BadInput."""
+    if not 1 <= length <= MAX_LENGTH:
+        raise BadInput(f"the length must be from 1 to {MAX_LENGTH:,} frames, not {length}")
+    if length - given > MAX_PLACES:
+        raise _too_large()
+
+
+def _check_sizes(window: int, step: int) -> None:
+    if not 1 <= window <= MAX_WINDOW:
+        raise BadInput(f"the window must be from 1 to {MAX_WINDOW:,} frames, not {window}")
     if not 1 <= step <= window:
         raise BadInput(f"the step must be from 1 to the window ({window} frames), not {step}")
 

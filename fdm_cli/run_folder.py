@@ -7,6 +7,7 @@ One process at a time: the folder is locked, and the lock goes away with the pro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -78,7 +79,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process. Raises BadInput when another one holds it or it cannot be made."""
+        """Holds the folder for this process; of a run that does not begin, nothing is left that was not there before.
+
+        Raises:
+            BadInput: another process holds it, or it cannot be made.
+        """
+        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", blocking=False)
@@ -92,6 +98,12 @@ class RunFolder:
         try:
             yield
         finally:
+            if new and {entry.name for entry in self.path.iterdir()} == {".lock", "checkpoints"}:
+                with contextlib.suppress(OSError):  # a folder that is not empty
+                    (self.path / "checkpoints").rmdir()
+                    (self.path / ".lock").unlink()  # one that tries to get the lock sees that its file is gone
+                    for folder in new:
+                        folder.rmdir()
             lock.release()
 
     def checkpoints(self) -> list[Path]:

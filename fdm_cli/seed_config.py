@@ -8,12 +8,41 @@ from fdm_cli import yaml_file
 from fdm_cli.yaml_file import Node
 
 SEED_CLIP_LENGTH = 30  # the Moving MNIST clips that it is trained on
+TARGETS = (  # what its entries called `target` may end in
+    "samplers.ancestral.AncestralSampler",
+    "scheduler.DiscreteNoiseScheduler",
+    "importance_sampling.UniformSampler",
+    "context.IgnoreContextAdapter",
+    "context.IgnoreInputPreprocessor",
+    "nn.Identity",
+    "unet_factorized3d.UNet",
+    "embedding.TimestepEmbeddingProjection",
+    "embedding.RunProjection",
+)
+NAMES = {"batch_size": "batch_size", "learning_rate": "learning_rate", "training_steps": "steps"}  # of `training`
+# What is read or checked of the sections that say nothing of the network, or says again what stands elsewhere.
+USED = {
+    "diffusion": None,
+    "training": {*NAMES, "flexible_diffusion_modeling", "flexible_diffusion_modeling_method"},
+    "data": {"image_size", "num_channels", "num_classes", "input_number_of_frames"},
+}
 
 
 def is_seed_config(node: Node) -> bool:
     """Whether a YAML file is the seed's training configuration."""
     section = node.value.get("diffusion") if isinstance(node.value, dict) else None
     return section is not None and isinstance(section.value, dict) and "score_network" in section.value
+
+
+def not_used(node: Node) -> list[str]:
+    """The settings of the seed's training configuration that have no counterpart here, e.g. `training.num_workers`."""
+    names = []
+    for section, content in node.mapping("the configuration").items():
+        if section not in USED:
+            names.append(section)
+        elif (used := USED[section]) is not None and isinstance(content.value, dict):
+            names += [f"{section}.{key}" for key in content.value if key not in used]
+    return names
 
 
 def translate(node: Node, *, to_train: bool = True) -> Node:
@@ -45,6 +74,7 @@ def translate(node: Node, *, to_train: bool = True) -> Node:
         _expect(projection, "max_time", 1000.0)
     for preprocessing in ("input_preprocessing", "context_preprocessing"):
         _expect_none(_at(diffusion, preprocessing))
+    _refuse_other_targets(node if to_train else network)
     if to_train:
         _refuse_other_training(node, diffusion, channels)
     size, window = _get(params, "input_spatial_size"), _get(params, "input_number_of_frames")
@@ -83,8 +113,6 @@ def translate(node: Node, *, to_train: bool = True) -> Node:
 
 def _refuse_other_training(node: Node, diffusion: Node, channels: Any) -> None:
     """Ways of training that its configuration can ask for, and ours cannot."""
-    if (sampler := _at(diffusion, "importance_sampler")) is not None:
-        _expect_target(sampler, "importance_sampling.UniformSampler")
     for section, key, value in (
         (_at(diffusion, "classifier_free_guidance"), "unconditional_guidance_probability", 0.0),
         (_at(node, "training"), "flexible_diffusion_modeling", True),
@@ -93,6 +121,15 @@ def _refuse_other_training(node: Node, diffusion: Node, channels: Any) -> None:
     ):
         if section is not None:
             _expect(section, key, value)
+
+
+def _refuse_other_targets(node: Node) -> None:
+    """Whatever is named as a `target` within is looked for among those that are known."""
+    entries = node.value if isinstance(node.value, dict | list) else {}
+    for key, inner in entries.items() if isinstance(entries, dict) else [("", item) for item in entries]:
+        if key == "target" and not str(inner.plain()).endswith(tuple("." + target for target in TARGETS)):
+            inner.fail(f"target {inner.plain()} is not supported", f"known ones end in {', '.join(TARGETS)}")
+        _refuse_other_targets(inner)
 
 
 def _expect_none(adapters: Node | None) -> None:
@@ -115,8 +152,7 @@ def _seed_training(node: Node) -> dict[str, Any]:
     """What the seed's `training` section says of batch size and learning rate, where it says it."""
     section = node.mapping("the configuration").get("training")
     entries = section.mapping("training") if section is not None else {}
-    names = {"batch_size": "batch_size", "learning_rate": "learning_rate", "training_steps": "steps"}
-    return {ours: entries[theirs].plain() for theirs, ours in names.items() if theirs in entries}
+    return {ours: entries[theirs].plain() for theirs, ours in NAMES.items() if theirs in entries}
 
 
 def _get(node: Node, key: str) -> Node:

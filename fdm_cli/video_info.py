@@ -21,8 +21,14 @@ Frame = NDArray[np.uint8]
 
 MAX_FRAME_PIXELS = 40_000_000  # 8K is 33 million
 MAX_PICTURE_FRAMES = 150_000  # of a GIF, APNG, WebP or a folder of images
-MAX_PICTURE_PIXELS = 10**10  # of all frames of a GIF, APNG or WebP: minutes of decoding from a few hundred bytes
+MAX_PICTURE_PIXELS = 10**10  # of all frames of a GIF, APNG or WebP: minutes of decoding
 MAX_VIDEO_PIXELS = 10**12  # of all frames of an MP4 and its like: over an hour of 4K
+# What takes more than some ten seconds to read must be a file of some size: a still screen, recorded for minutes, has
+# 10,000 pixels a byte, a black video in an NPZ 1,000 and what one of its frames costs beside its pixels.
+LONG_WORK = 300_000_000  # pixels, and FRAME_WORK for each frame
+FRAME_WORK = 1_000
+MAX_PICTURE_WORK_A_BYTE = 20_000
+MAX_ARRAY_WORK_A_BYTE = 2_500
 MAX_ADDED_FRAMES = 10_000  # by expanding frames of differing durations onto one tick
 DEFAULT_FPS = 10.0  # of what holds no rate: a folder, an .npy, a single image
 BACKGROUND = 255  # under transparent pixels: white, as a web page shows them
@@ -162,6 +168,16 @@ def check_size(path: Path, width: int, height: int, frames: int, most_pixels: in
         raise BadInput(
             f"{path}: claims {frames} frames of {width}x{height}; at most {most_pixels:.0e} pixels in all are read",
             "cut it or scale it down first",
+        )
+
+
+def check_work(path: Path, width: int, height: int, frames: int, most_a_byte: int) -> None:
+    """Refuses a small file that would take minutes to decode: nobody's video, whatever it claims."""
+    work = frames * (width * height + FRAME_WORK)
+    if work > max(LONG_WORK, most_a_byte * path.stat().st_size):
+        raise BadInput(
+            f"{path}: {path.stat().st_size} bytes claim {frames} frames of {width}x{height}, which is no real video",
+            "if it is one, cut it or scale it down first",
         )
 
 

@@ -202,23 +202,44 @@ def test_the_seed_s_training_yaml():
 
 
 @pytest.mark.parametrize(
-    ("setting", "other"),
+    ("setting", "other", "named"),
     [
-        ("importance_sampling.UniformSampler", "importance_sampling.LossAwareSampler"),
-        ("unconditional_guidance_probability: 0.0", "unconditional_guidance_probability: 0.1"),
-        ("flexible_diffusion_modeling: true", "flexible_diffusion_modeling: false"),
-        ("flexible_diffusion_modeling_method: random", "flexible_diffusion_modeling_method: uniform"),
-        ("num_channels: 1", "num_channels: 3"),
+        ("importance_sampling.UniformSampler", "importance_sampling.LossAwareSampler", "LossAwareSampler"),
+        ("samplers.ancestral.AncestralSampler", "samplers.ancestral.Another", "ancestral.Another"),
+        ("data:\n", "data:\n  target: my.Dataset\n", "my.Dataset"),
+        ("training:\n", "training:\n  optimizer:\n    target: my.Optimizer\n", "my.Optimizer"),
+        ("guidance_probability: 0.0", "guidance_probability: 0.1", "unconditional_guidance_probability"),
+        ("modeling: true", "modeling: false", "flexible_diffusion_modeling"),
+        ("modeling_method: random", "modeling_method: uniform", "flexible_diffusion_modeling_method"),
+        ("num_channels: 1", "num_channels: 3", "num_channels"),
     ],
 )
-def test_ways_of_training_that_ours_is_not_are_refused_by_name(tmp_path, setting, other):
+def test_ways_of_training_that_ours_is_not_are_refused_by_name(tmp_path, setting, other, named):
     """In a configuration to train with; of a model that is there they do not matter."""
     text = (DATA / "seed-micro.yaml").read_text()
     assert setting in text
     (tmp_path / "seed.yaml").write_text(text.replace(setting, other))
-    with pytest.raises(BadInput, match=other.split(":")[0].rpartition(".")[2]):
+    with pytest.raises(BadInput, match=named):
         configuration.load(tmp_path / "seed.yaml")
     seed_config.translate(yaml_file.read(tmp_path / "seed.yaml"), to_train=False)
+
+
+def test_what_changes_a_seed_network_is_refused_of_a_model_that_is_there_too(tmp_path):
+    text = (DATA / "seed-micro.yaml").read_text().replace("TimestepEmbeddingProjection", "AnotherProjection")
+    (tmp_path / "seed.yaml").write_text(text)
+    for to_train in (True, False):
+        with pytest.raises(BadInput, match="AnotherProjection is not supported"):
+            seed_config.translate(yaml_file.read(tmp_path / "seed.yaml"), to_train=to_train)
+
+
+def test_settings_of_a_seed_yaml_without_counterpart_are_named(tmp_path):
+    text = (DATA / "seed-micro.yaml").read_text() + "  lerning_rate: 3\nlogging:\n  every: 5\n"
+    (tmp_path / "seed.yaml").write_text(text)
+    remarks = []
+    configuration.load(tmp_path / "seed.yaml", remark=remarks.append)
+    assert [remark.partition("not used here: ")[2].partition(";")[0] for remark in remarks] == [
+        "training.lerning_rate, logging"
+    ]
 
 
 def test_a_seed_yaml_that_is_not_supported_is_quoted_with_its_line(tmp_path):

@@ -329,7 +329,7 @@ def png_bytes(width, height):
 
 def npz_bytes(**members):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(f"{name}.npy", data)
     return buffer.getvalue()
@@ -363,6 +363,7 @@ def claims(shape, descr="|u1"):
         ("a.gif", gif_bytes(13000, 13000), "claims frames of 13000x13000"),
         ("a.gif", gif_bytes(9000, 9000, 5), "claims frames of 9000x9000"),
         ("a.gif", gif_bytes(6000, 6000, 300), "claims 300 frames of 6000x6000"),
+        ("a.gif", gif_bytes(6000, 6000, 277), "6114 bytes claim 277 frames of 6000x6000"),
         ("a.gif", gif_bytes(1, 1, 200_000), "claims more than 150000 frames"),
         ("a.gif", gif_bytes(1, 1)[:10] + gif_bytes(60000, 60000)[10:], "claims frames of 60000x60000"),
         ("a.gif", gif_bytes(0, 5), "0x5"),
@@ -386,6 +387,7 @@ def claims(shape, descr="|u1"):
         ("a.npz", npz_bytes(frames=claims((10**6, 100, 100))), "holds 0 bytes of frames where"),
         ("a.npz", npz_bytes(frames=claims((1, 10**6, 10**6))), "claims frames of 1000000x1000000"),
         ("a.npz", npz_bytes(frames=npy_bytes(np.array([print], object), allow_pickle=True)), "not a video"),
+        ("a.npz", npz_bytes(frames=claims((10**6, 8, 8)) + bytes(8 * 8 * 10**6)), "bytes claim 1000000 frames of 8x8"),
         ("a.npz", npz_bytes(x=b"", y=b""), "no array 'frames'"),
         ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=npy_bytes(float("nan"))), "rate is nan"),
         ("a.npz", npz_bytes(frames=claims((1, 1, 1)) + b"a", fps=npy_bytes([10, 20])), "fps is no number"),

@@ -103,15 +103,20 @@ def given_frames(
         yield Given(length)
         return
     from fdm_cli.clip import Clip
+    from fdm_cli.plan import check_length
     from fdm_cli.video import describe_fit
     from fdm_cli.video_info import DEFAULT_FPS
 
+    wanted = list(zip(videos, (request.use_last, None), strict=False))
     with Clip(model.image_size, model.image_channels, folder) as clip:
-        counts = []
-        for video, last in zip(videos, (request.use_last, None), strict=False):
+        claims = [min(video.info.frames or 0, last or video.info.frames or 0) for video, last in wanted]
+        if length is None:  # too long a result is refused before minutes of reading
+            check_length(givens.default_length(scheme, *claims), sum(claims))
+        counts: list[int] = []
+        for video, last in wanted:
             only = f"; its last {last} frames" if last and (video.info.frames or last) > last else ""
             output.note(describe_fit(video.info, model.image_size, model.image_channels) + only)
-            _refuse_too_many(video, last, len(clip), length)
+            _refuse_too_many(claims[len(counts)] + len(clip), length)
             counts.append(clip.add(_shown(video, output), last=last, most=length and length - 1))
         count, until = (*counts, 0)[:2]
         whole = length or givens.default_length(scheme, count, until)
@@ -147,9 +152,8 @@ def _shown(video: Video, output: Output) -> Iterator[Frame]:
             progress.update(min(number, total))
 
 
-def _refuse_too_many(video: Video, last: int | None, before: int, length: int | None) -> None:
-    """Where the header says how many frames there are, the file need not be read to see that they are too many."""
-    count = min(video.info.frames or 0, last or video.info.frames or 0) + before
+def _refuse_too_many(count: int, length: int | None) -> None:
+    """Where headers say how many frames there are, the files need not be read to see that they are too many."""
     if length is not None and count >= length:
         raise BadInput(
             f"the clip has {count} frames, the whole video is to have {length}",

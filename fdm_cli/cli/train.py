@@ -209,7 +209,7 @@ def _configure(
     if resume and run is not None:
         return _resumed_config(RunFolder(run), preset, config_file, sets, output), run
     if config_file is not None:
-        config, name = configuration.load(config_file, sets), config_file.stem
+        config, name = configuration.load(config_file, sets, output.warn), config_file.stem
     elif start is not None and preset is None:
         trained = start.checkpoint.config
         own = configuration.to_dict(replace(trained, data=trained.data.after(start.checkpoint.step)))
@@ -301,14 +301,8 @@ def _show_plan(job: _Job, *, named_data: bool) -> None:
 
 
 def _train(job: _Job, tensorboard: bool) -> None:
-    import math
-    import time
-
-    from fdm_cli import trainer as training
     from fdm_cli.cli import data_report, memory_report
-    from fdm_cli.dataset import open_clips
     from fdm_cli.device import check_precision, emulates
-    from fdm_cli.signals import StopSignals
     from fdm_cli.tensorboard import TensorBoard
 
     if tensorboard:
@@ -322,15 +316,31 @@ def _train(job: _Job, tensorboard: bool) -> None:
         raise BadInput("on mps, activation checkpointing would draw another dropout", "--set model.dropout=0")
     if emulates(precision, device):
         output.warn(f"this processor computes {precision} in software, several times slower than --precision fp32")
-    memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size, resumed=job.resume)
-    found = ranks.in_turn(lambda: data_report.prepare(config, output))
-    data_report.name_left_out(found, config, output)
-    if start is None and not folder.checkpoints():
-        data_report.warn_of_pixels(found, config, output)
-    clips, held_out = open_clips(config), open_clips(config, "held-out")
-    with folder.locked() if ranks.rank == 0 else nullcontext(), StopSignals() as stop:
-        if not job.resume:  # one may have begun while the data was prepared
+    # The folder is held before hours of decoding begin, for which another run would otherwise wait first.
+    with folder.locked() if ranks.rank == 0 else nullcontext():
+        if not job.resume:  # one may have begun meanwhile
             ranks.share(folder.refuse_run)
+        memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size, resumed=job.resume)
+        found = ranks.in_turn(lambda: data_report.prepare(config, output))
+        data_report.name_left_out(found, config, output)
+        if start is None and not folder.checkpoints():
+            data_report.warn_of_pixels(found, config, output)
+        _run(job, device, found, memory, tensorboard)
+
+
+def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, tensorboard: bool) -> None:
+    """The training itself; the folder is locked, the data is there."""
+    import math
+    import time
+
+    from fdm_cli import trainer as training
+    from fdm_cli.dataset import open_clips
+    from fdm_cli.signals import StopSignals
+    from fdm_cli.tensorboard import TensorBoard
+
+    config, folder, start, output, ranks = job.config, job.folder, job.start, job.output, job.ranks
+    clips, held_out = open_clips(config), open_clips(config, "held-out")
+    with StopSignals() as stop:
         state, remarks = ranks.share(folder.newest_state)
         for remark in remarks:
             output.warn(remark)
