@@ -31,7 +31,7 @@ class Sampling:
 
     Attributes:
         step: the rule of the reverse process.
-        timesteps: descending; one network call each.
+        timesteps: descending; one step each.
         guidance: W of history guidance, eps_none + W (eps_observed - eps_none); 1 is none and costs nothing.
         shift: how the timesteps are spaced, see `samplers.choose_timesteps`; 1 is evenly.
         rescale: how far each guided frame's x_0 gets back its mean and deviation, 0 to 1, see `denoiser`.
@@ -61,6 +61,10 @@ class Sampling:
         step = samplers.make(sampler, eta)
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
         return Sampling(step, samplers.choose_timesteps(timesteps, steps, shift), guidance, shift, rescale)
+
+    def calls_a_step(self, observed: int) -> int:
+        """How often a step calls the network for windows that observe so many frames: guidance takes a second call."""
+        return 2 if self.guidance != 1 and observed else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ def denoiser(
         return model(x_t, timestep, x_0=x_0, **conditions, window=window)
 
     observed = int(observed_mask[0].sum())
-    if guidance == 1 or observed == 0:
+    if guidance == 1 or observed == 0:  # as in `Sampling.calls_a_step`
         return denoise
     alone = {key: value[:, observed:] for key, value in conditions.items()}
     window_alone = Window.of(*alone.values())

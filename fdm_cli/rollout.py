@@ -123,12 +123,12 @@ def run(
                 newest = None
                 for steps, x in enumerate(sample_batch(checkpoint, plan, own, sampling, store, seed), 1):
                     newest = x
-                    calls += len(batches)
+                    calls += _calls_a_step(batches, sampling)
                     yield Update(done, calls, steps)
                 made = [pair for part in ranks.gather(latent_frames(own, newest)) for pair in part]
                 _keep(number, made, store, work)
             else:
-                calls += len(batches) * len(sampling.timesteps)
+                calls += _calls_a_step(batches, sampling) * len(sampling.timesteps)
                 if ranks.rank:
                     _keep(number, made, store, None)
             done += len(made)
@@ -149,9 +149,12 @@ def _trim() -> None:
 
 def count_calls(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = ALONE) -> int:
     """The network calls that `run` makes, each for a batch of windows."""
-    return len(sampling.timesteps) * sum(
-        len(batches) for batches in _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1)
-    )
+    rounds = _rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1)
+    return len(sampling.timesteps) * sum(_calls_a_step(batches, sampling) for batches in rounds)
+
+
+def _calls_a_step(batches: Sequence[Sequence[Job]], sampling: Sampling) -> int:
+    return sum(sampling.calls_a_step(batch[0].stage.observed_count) for batch in batches)
 
 
 def frames_computed(plan: Plan, sampling: Sampling, samples: int, max_batch: int, ranks: Ranks = ALONE) -> int:

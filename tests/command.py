@@ -30,8 +30,8 @@ NOISY = ("FORCE_COLOR", "GITHUB_ACTIONS")
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a command: this process's, one thread, 100 columns."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100", **changes}
-    return {name: value for name, value in env.items() if name not in NOISY}
+    inherited = {name: value for name, value in os.environ.items() if name not in NOISY}
+    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "100", **changes}
 
 
 def anew(*arguments: object, cwd: Path | None = None, **changes: str) -> subprocess.CompletedProcess[str]:

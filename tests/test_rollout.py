@@ -122,6 +122,17 @@ def test_much_shorter_windows_and_guided_ones_of_another_shape_are_not_padded(ch
     assert all(len(observed) == 1 for observed in shapes)
 
 
+def test_network_calls_are_those_of_the_network(checkpoint):
+    """Guidance makes a second one a step, but not for the first window, which observes nothing."""
+    seen = []
+    hook = checkpoint.model.register_forward_hook(lambda *_: seen.append(1))
+    for guidance, expected in ((1.0, 3 * 2), (1.5, (1 + 2 * 2) * 2)):
+        seen.clear()
+        _, calls = make(checkpoint, "autoregressive", 32, sampling=sampling(guidance=guidance))
+        assert calls == len(seen) == expected
+    hook.remove()
+
+
 def test_a_sample_does_not_depend_on_its_neighbours(checkpoint):
     three, _ = make(checkpoint, "autoregressive", 24, samples=3)
     one, _ = make(checkpoint, "autoregressive", 24)

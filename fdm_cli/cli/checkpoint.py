@@ -28,6 +28,7 @@ SourceFile = Annotated[
 def info(
     file: SourceFile,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     _debug: options.Debug = False,
 ) -> None:
     """Check a checkpoint file and show what is in it."""
@@ -56,7 +57,7 @@ def info(
         f"training can {'' if checkpoint.resumable else 'not '}be resumed from it\n"
         f"sha256 {checkpoint.sha256}"
     )
-    Output(json).result(facts, text)
+    Output(json, quiet).result(facts, text)
 
 
 @app.command(short_help="Write the weights into a file of fdm's own.")
@@ -66,6 +67,7 @@ def convert(
     half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision.")] = False,
     force: options.Force = False,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     _debug: options.Debug = False,
 ) -> None:
     """Write the (EMA) weights with their configuration, without what only training needs, in fdm's own format."""
@@ -79,4 +81,4 @@ def convert(
     checkpoint = load_checkpoint(file)
     save_weights(out, checkpoint, half)
     facts = {"output": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out), "from": checkpoint.format}
-    Output(json).result(facts, str(out))
+    Output(json, quiet).result(facts, str(out))

@@ -75,10 +75,31 @@ def test_completion_is_offered(shell):
     assert "fdm" in done.stdout
 
 
-@pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"COLUMNS": "30"}])
+@pytest.mark.parametrize(
+    "environment", [{"LC_ALL": "C"}, {"COLUMNS": "30"}, {"FORCE_COLOR": "1"}, {"GITHUB_ACTIONS": "true"}]
+)
 def test_poor_environments(environment):
-    done = fdm("inspect-scheme", "autoregressive", "--length", 160, anew=True, **environment)
-    assert "19 calls" in done.stdout
+    """What they show is plain text."""
+    for arguments, says in (
+        (("inspect-scheme", "autoregressive", "--length", 160), "19 calls"),
+        (("sample", "--help"), "Usage: fdm sample"),
+    ):
+        done = fdm(*arguments, anew=True, **environment)
+        assert says in done.stdout
+        assert "\x1b" not in done.stdout + done.stderr
+    refused = fdm("inspect-scheme", "autoregresive", anew=True, check=2, **environment)
+    assert refused.stderr.startswith("error: ")
+    assert "\x1b" not in refused.stderr
+
+
+@pytest.mark.parametrize("module", ["config", "scheme", "plan", "given", "errors"])
+def test_what_needs_no_torch_imports_none(module):
+    code = (
+        f"import sys, fdm_cli.{module}\n"
+        "print([m for m in ('torch', 'imageio', 'numpy', 'PIL', 'av') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_without_arguments_the_help_as_it_is():

@@ -142,10 +142,12 @@ def test_rescaled_guidance_is_another_video(micro_checkpoint, tmp_path):
 
 
 def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
-    done = fdm("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json", cwd=tmp_path)
-    result = json.loads(done.stdout)
+    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json")
+    result = json.loads(fdm(*common, cwd=tmp_path).stdout)
     assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 15)
     assert result["estimated_seconds"] > 0
+    guided = json.loads(fdm(*common, "--guidance", 2, cwd=tmp_path).stdout)
+    assert guided["network_calls"] == (1 + 18 * 2) * 15  # the first window observes nothing
     assert list(tmp_path.iterdir()) == []
 
 
