@@ -79,7 +79,8 @@ class TemporalBias(nn.Module):
         """(B, heads, K, K), query first."""
         past, future, same = distances.features[..., None].unbind(1)
         bias = -self.slope * (past - future - self.place).abs() - self.own * same  # (U, heads)
-        return bias[distances.index].permute(0, 3, 1, 2)
+        # Not by indexing: the sum in its backward pass depends on how threads meet.
+        return bias.index_select(0, distances.index.flatten()).view(*distances.index.shape, -1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def relative_positions(
     """
     relative: dict[TemporalAttention, Relative] = {}
     clip = torch.arange(len(temb), device=temb.device)[:, None, None]
+    place = clip * len(distances.features) + distances.index
     for channels, group in groupby(sorted(attentions, key=lambda a: a.channels), key=lambda a: a.channels):
         members = list(group)
         nets = [position.rpe_net for a in members for position in (a.rpe_q, a.rpe_k, a.rpe_v)]
@@ -144,8 +146,8 @@ def relative_positions(
         of_distance = distances.features @ W_d + b_d[:, None]  # (nets, U, C)
         of_time = temb @ W_t + b_t[:, None]  # (nets, B, C)
         hidden = F.silu(of_distance[:, None] + of_time[:, :, None]).flatten(1, 2)
-        made = torch.baddbmm(b_out[:, None], hidden, W_out)
-        pairs = made.view(len(nets), len(temb), -1, channels)[:, clip, distances.index]  # (nets, B, K, K, C)
+        made = torch.baddbmm(b_out[:, None], hidden, W_out)  # (nets, B * U, C)
+        pairs = made.index_select(1, place.flatten()).view(len(nets), *place.shape, channels)  # (nets, B, K, K, C)
         for attention, own in zip(members, torch.split(pairs, 3), strict=True):
             vectors = own.view(*own.shape[:-1], attention.num_heads, channels // attention.num_heads)
             bias = attention.bias(distances) if attention.bias is not None else None
@@ -273,5 +275,5 @@ class FactorizedAttention(nn.Module):
         tokens = x.permute(0, 2, 3, 1).reshape(clips, frames, height * width, -1)
         tokens = self.temporal_attention(tokens, relative, allowed, counted).flatten(0, 1)
         if keep is not None:
-            tokens = tokens[keep]
+            tokens = tokens.index_select(0, keep)
         return self.spatial_attention(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)

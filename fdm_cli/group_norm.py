@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPS = 1e-5
-# Positions of a map: PyTorch's forward kernel is the faster one up to SMALL and from LARGE on, where it parallelises
-# over them; its backward kernel below LARGE.
-SMALL, LARGE = 64, 1024
+LARGE = 1024  # positions of a map from which on PyTorch's forward kernel, and below which its backward one is faster
 
 
 def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool = False) -> Tensor:
@@ -30,7 +28,7 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool 
     1803.08494; with that dimension the frames of a window, the statistics are those of a pixel over time).
 
     Args:
-        x: (N, R, M, C), contiguous; statistics over R and the C / groups channels of a group, for each N and M.
+        x: (N, R, M, C), best contiguous; statistics over R and the C / groups channels of a group, for each N and M.
         scale: (N, C), or (C,) for all N.
         shift: like `scale`.
         groups: number of groups; divides C.
@@ -60,7 +58,7 @@ def group_norm_linear(
     """
     scale, shift = _of_maps(scale), _of_maps(shift)
     y, mean, rstd = _group_norm(x, scale, shift, groups, silu=False)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return y, F.linear(y, weight, bias)
     return y, _LinearOfNormed.apply(y, weight, bias, x, mean, rstd, scale, shift)  # type: ignore[no-untyped-call]
 
@@ -93,10 +91,23 @@ def _of_maps(value: Tensor) -> Tensor:
 
 def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised map, and the mean and rstd that it was made with, which are for backward passes only."""
+    x = x.contiguous()  # PyTorch's backward kernel gives wrong gradients where the strides of x and dy differ
     if torch.compiler.is_compiling():  # it chooses what is kept and what is computed again
         y, mean, rstd = _normalised(x.to(scale.dtype), scale, shift, groups, silu)
         return y.to(x.dtype), mean, rstd
-    return _GroupNorm.apply(x, scale, shift, groups, silu)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled():
+        return _GroupNorm.apply(x, scale, shift, groups, silu)  # type: ignore[no-untyped-call]
+    return _forward(x, scale, shift, groups, silu)
+
+
+def _forward(given: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x = given.to(scale.dtype)
+    if _kernel_takes(x) and x.shape[1] >= LARGE:
+        y, mean, rstd = _by_kernel(x, scale, shift, groups)
+        y = F.silu(y, inplace=True) if silu else y
+    else:
+        y, mean, rstd = _normalised(x, scale, shift, groups, silu)
+    return y.to(given.dtype), mean, rstd
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -106,16 +117,11 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, given: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x = given.to(scale.dtype)
-        if _kernel_takes(x) and not SMALL < x.shape[1] < LARGE:
-            y, mean, rstd = _by_kernel(x, scale, shift, groups)
-            y = F.silu(y, inplace=True) if silu else y
-        else:
-            y, mean, rstd = _normalised(x, scale, shift, groups, silu)
+        y, mean, rstd = _forward(given, scale, shift, groups, silu)
         ctx.save_for_backward(given, mean, rstd, scale, shift)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.groups, ctx.silu = groups, silu
-        return y.to(given.dtype), mean, rstd
+        return y, mean, rstd
 
     @staticmethod
     @once_differentiable
@@ -202,11 +208,13 @@ def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool
     mean = _group_mean(x.mean(1, keepdim=True), groups)
     y = _centred(x, mean)
     if x.device.type == "cpu" or torch.compiler.is_compiling():
-        rstd = _group_mean(y.square().mean(1, keepdim=True), groups).add_(EPS).rsqrt_()
-        y = torch.addcmul(shift, y, _slope(rstd, scale))
-    else:  # where there is no kernel, but no more memory either than that would take: the check counts on one map
+        variance = y.square().mean(1, keepdim=True)
+    else:  # without a map of squares: where there is no kernel, there is no memory for it, the check counts on one map
         variance = torch.linalg.vector_norm(y, dim=1, keepdim=True).square() / x.shape[1]
-        rstd = _group_mean(variance, groups).add_(EPS).rsqrt_()
+    rstd = _group_mean(variance, groups).add_(EPS).rsqrt_()
+    if torch.compiler.is_compiling():
+        y = torch.addcmul(shift, y, _slope(rstd, scale))
+    else:
         torch.addcmul(shift, y, _slope(rstd, scale), out=y)
     return (F.silu(y, inplace=True) if silu else y), mean, rstd
 

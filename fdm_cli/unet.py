@@ -148,7 +148,9 @@ class ResidualBlock(nn.Module):
         weight, bias = affine(self.out_layers[0])
         scale, shift = self.emb_layers[1](conditions.activated).chunk(2, dim=1)
         scale, shift = weight * (1 + scale), bias * (1 + scale) + shift
-        h = norm_silu(h, scale[conditions.clip_of_frame], shift[conditions.clip_of_frame])
+        # Not by indexing: the sum in its backward pass depends on how threads meet.
+        of_frame = (value.index_select(0, conditions.clip_of_frame) for value in (scale, shift))
+        h = norm_silu(h, *of_frame)
         return second_conv(dropout(h)).add_(self.skip_connection(x))
 
 
@@ -194,22 +196,23 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(F, C, H, W) -> (F, C, 2 H, 2 W)."""
         height, width = x.shape[2:]
-        filters = _of_places(_of_places(self.conv.weight, 3), 3)  # (row's place, column's place, O, C, 2, 2)
-        padded = F.pad(x, (1, 1, 1, 1))
+        filters = _of_places(_of_places(self.conv.weight.permute(0, 2, 3, 1), 1), 2)  # (O, 4, 4, C)
+        filters = filters.view(-1, 2, 2, 2, 2, filters.shape[-1]).permute(1, 3, 0, 5, 2, 4).flatten(0, 2)
+        bias = None if self.conv.bias is None else self.conv.bias.repeat(4)
+        # One row and column more than the small map has: what lies between its pixels, and at its borders.
+        between = F.conv2d(x, filters.contiguous(memory_format=torch.channels_last), bias, padding=1)
+        between = between.permute(0, 2, 3, 1).view(-1, height + 1, width + 1, 2, 2, x.shape[1])  # row's, column's place
         rows = []
         for a in range(2):
-            corners = (padded[:, :, a : a + height + 1, b : b + width + 1] for b in range(2))
-            places = [F.conv2d(corner, own, self.conv.bias) for corner, own in zip(corners, filters[a], strict=True)]
-            rows.append(torch.stack([place.permute(0, 2, 3, 1) for place in places], dim=3))  # (F, H, W, 2, C)
+            places = [between[:, a : a + height, b : b + width, a, b] for b in range(2)]
+            rows.append(torch.stack(places, dim=3))  # (F, H, W, 2, C)
         return torch.stack(rows, dim=2).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def _of_places(weight: Tensor, dimension: int) -> Tensor:
-    """For even and for odd places, in a first dimension: three taps of a filter as those of the two small pixels."""
+    """Three taps of a filter as those of the two small pixels: two of even places, then two of odd ones."""
     first, second, third = weight.unbind(dimension)
-    even = torch.stack([first, second + third], dimension)
-    odd = torch.stack([first + second, third], dimension)
-    return torch.stack([even, odd])
+    return torch.stack([first, second + third, first + second, third], dimension)
 
 
 class UNet(nn.Module):

@@ -5,6 +5,7 @@ Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictur
 samplers   prediction against network calls a window, for each sampler (docs/samplers.png); twenty minutes for 16 clips
 schemes    drift, calls, waves and seconds of every shipped scheme
 guidance   prediction and drift for several weights and rescalings
+weights    every tenth frame of a video with each of them (docs/guidance.png)
 pictures   every tenth frame of a video by each scheme (docs/schemes.png)
 seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
 """
@@ -36,6 +37,8 @@ GREY = (130, 130, 130)
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
 GUIDANCE = ((1, 0), (1.25, 0), (1.5, 0), (2, 0), (2, 0.5), (2, 0.75), (2, 1))  # weight and rescaling
 DOCS = Path("docs")
+CLIP = "tests/data/two-digits.gif"
+GIVEN = {"ends": 8, "last": 8, "spread": 20}  # its frames, where a scheme needs some
 LENGTH, EVERY, SCALE, LABEL, GAP = 160, 10, 2, 190, 4  # frames, frames; then pixels
 
 
@@ -96,10 +99,10 @@ def schemes() -> None:
     names = [name for name in scheme.names() if name != "single"]
     made = evaluate("--only", "drift", *(word for name in names for word in ("--scheme", name)))["drift"]
     statistics = ("ink", "grey", "sharpness", "changed")
-    head("scheme", "windows", "waves", "seconds", *(f"{name}, last / real" for name in statistics))
+    head("scheme", "windows", "waves", "network calls", "seconds", *(f"{name}, last / real" for name in statistics))
     for name, found in made["schemes"].items():
         ratios = (f"{found[statistic]['ratio']:.2f}" for statistic in statistics)
-        row(f"`{name}`", found["calls"], found["waves"], round(found["seconds"]), *ratios)
+        row(f"`{name}`", found["calls"], found["waves"], found["network_calls"], round(found["seconds"]), *ratios)
 
 
 def guidance() -> None:
@@ -118,11 +121,20 @@ def guided(row: tuple[float, float]) -> dict:
     return evaluate("--only", "prediction,drift", *options)
 
 
-def videos(*options: object) -> list[np.ndarray]:
-    """What `fdm sample` makes, (N, H, W, 1) each."""
+def weights() -> None:
+    """One seed with every weight and rescaling."""
+    rows = {
+        f"{weight} rescaled by {rescale}": videos("sample", "--guidance", weight, "--guidance-rescale", rescale)[0]
+        for weight, rescale in GUIDANCE
+    }
+    sheet(DOCS / "guidance.png", rows)
+
+
+def videos(*command: object) -> list[np.ndarray]:
+    """What `fdm sample` or `fdm extend` makes, (N, H, W, 1) each."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [FDM, "sample", "--length", LENGTH, "--seed", 1, "--output", Path(folder) / "video.npz", *options]
-        subprocess.run([*map(str, command), *sys.argv[2:]], check=True)
+        common = ("--length", LENGTH, "--seed", 1, "--output", Path(folder) / "video.npz")
+        subprocess.run([str(word) for word in (FDM, *command, *common, *sys.argv[2:])], check=True)
         return [np.load(path)["frames"] for path in sorted(Path(folder).glob("*.npz"))]
 
 
@@ -141,19 +153,29 @@ def sheet(path: Path, rows: dict[str, np.ndarray]) -> None:
 
 
 def pictures() -> None:
-    """Schemes that need no given frames."""
-    free = [name for name in scheme.names() if name != "single" and scheme.load(name).start is not None]
-    sheet(DOCS / "schemes.png", {name: videos("--scheme", name)[0] for name in free})
+    """Every scheme; those that need given frames get some of a real clip."""
+    rows = {}
+    for name in scheme.names():
+        given = scheme.load(name).given
+        if name == "single":
+            continue
+        if scheme.load(name).start is not None:
+            command = ("sample", "--scheme", name)
+        else:
+            until = ("--until", CLIP) if given == "ends" else ()
+            command = ("extend", CLIP, "--scheme", name, "--use-last", GIVEN[given], *until)
+        rows[name] = videos(*command)[0]
+    sheet(DOCS / "schemes.png", rows)
 
 
 def seeds() -> None:
     """Eight videos."""
     for name in ("autoregressive", "keyframes"):
-        made = videos("--scheme", name, "--num-samples", 8)
+        made = videos("sample", "--scheme", name, "--num-samples", 8)
         sheet(DOCS / f"{name}.png", {f"{name} {number}": video for number, video in enumerate(made, 1)})
 
 
-PARTS = {"samplers": samplers, "schemes": schemes, "guidance": guidance, "pictures": pictures, "seeds": seeds}
+PARTS = {part.__name__: part for part in (samplers, schemes, guidance, weights, pictures, seeds)}
 
 if __name__ == "__main__":
     PARTS[sys.argv[1]]()

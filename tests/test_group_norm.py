@@ -36,10 +36,9 @@ def test_statistics_of_some_frames_are_those_without_the_others():
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("size", [(3, 4), (6, 1)])
-@pytest.mark.parametrize(("small", "large"), [(0, 1), (0, 100), (50, 100)])
-def test_gradients(silu, rows, size, small, large, monkeypatch):
-    """By PyTorch's kernel forward, backward, both ways."""
-    monkeypatch.setattr("fdm_cli.group_norm.SMALL", small)
+@pytest.mark.parametrize("large", [1, 1000])
+def test_gradients(silu, rows, size, large, monkeypatch):
+    """By PyTorch's kernel forward, or backward."""
     monkeypatch.setattr("fdm_cli.group_norm.LARGE", large)
     inputs = [
         torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, *size, 8), (rows, 8), (rows, 8))

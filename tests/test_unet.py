@@ -7,7 +7,7 @@ import torch
 
 from fdm_cli.attention import Distances, TemporalBias
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig, load_preset
-from fdm_cli.unet import UNet, Window
+from fdm_cli.unet import Conditions, ResidualBlock, UNet, Window
 from tests.networks import randomise
 from tests.oracle import OracleUNet
 from tests.reference import ARCHITECTURES
@@ -74,6 +74,38 @@ def test_outputs_and_gradients_equal_the_oracle_s(changes):
     for name, parameter in model.named_parameters():
         difference = (parameter.grad - expected_gradients[name]).abs().max() / largest
         assert difference < 1e-4, f"{name}: gradients differ by {difference:.1e} of the largest"
+
+
+def test_a_block_s_gradients_do_not_depend_on_the_memory_format_of_its_input():
+    block = ResidualBlock(64, 32, 16, dropout=0.0).to(memory_format=torch.channels_last)
+    randomise(block)
+    conditions = Conditions(torch.randn(2, 16), {}, None, torch.tensor([0, 0, 1]))
+    inputs = torch.randn(3, 64, 8, 8)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        block.zero_grad()
+        x = inputs.clone(memory_format=layout).requires_grad_()
+        block(x, conditions).square().sum().backward()
+        gradients.append([x.grad, *(parameter.grad for parameter in block.parameters())])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_do_not_depend_on_how_threads_meet():
+    """As many clips and pairs of frames as PyTorch divides among threads, where it adds what falls on one place."""
+    threads = torch.get_num_threads()
+    bias = TemporalBias(4)
+    distances = Distances.between(torch.arange(16).expand(64, 16))
+    weight = torch.randn(64, 4, 16, 16)
+    gradients = []
+    try:
+        torch.set_num_threads(2)
+        for _ in range(10):
+            bias.zero_grad()
+            (bias(distances) * weight).sum().backward()
+            gradients.append(bias.slope.grad.clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
 def test_what_the_network_must_not_see():
