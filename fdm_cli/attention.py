@@ -29,27 +29,32 @@ def zero_(module: nn.Linear | nn.Conv2d) -> None:
 
 @dataclass(frozen=True)
 class Distances:
-    """The distances between the frames of windows: features of each that occurs, and where it occurs.
+    """The distances between the frames of windows: features of each that occurs in a clip, and where it occurs.
 
     A window of K frames has K * K pairs but, where frames are evenly spaced, only 2 K - 1 distances. Depends on
     nothing but the frame indices: made once per window, whatever the number of denoising steps.
 
     Attributes:
-        features: (U, 3), of d = i_query - i_key: (log(1 + max(d, 0)), log(1 + max(-d, 0)), [d = 0]).
+        features: (U, 3), clip after clip, of d = i_query - i_key: (log(1 + max(d, 0)), log(1 + max(-d, 0)), [d = 0]).
+        clip: (U,) int64, the clip that each of them occurs in.
         index: (B, K, K) int64, query first: which of the U distances each pair has.
     """
 
     features: Tensor
+    clip: Tensor
     index: Tensor
 
     @staticmethod
     def between(frame_indices: Tensor) -> Distances:
         """The distances of (B, K) int64 positions in the video."""
         pairs = frame_indices[:, :, None] - frame_indices[:, None, :]
-        values, index = torch.unique(pairs, return_inverse=True)
-        d = values.float()
+        lowest = pairs.min()
+        span = pairs.max() - lowest + 1
+        clips = torch.arange(len(pairs), device=pairs.device)[:, None, None]
+        values, index = torch.unique(clips * span + pairs - lowest, return_inverse=True)
+        d = (values % span + lowest).float()
         features = [torch.log1p(d.clamp(min=0)), torch.log1p((-d).clamp(min=0)), (d == 0).float()]
-        return Distances(torch.stack(features, dim=-1), index)
+        return Distances(torch.stack(features, dim=-1), values // span, index)
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -131,8 +136,6 @@ def relative_positions(
         temb: (B, E) timestep embedding.
     """
     relative: dict[TemporalAttention, Relative] = {}
-    clip = torch.arange(len(temb), device=temb.device)[:, None, None]
-    place = clip * len(distances.features) + distances.index
     for channels, group in groupby(sorted(attentions, key=lambda a: a.channels), key=lambda a: a.channels):
         members = list(group)
         nets = [position.rpe_net for a in members for position in (a.rpe_q, a.rpe_k, a.rpe_v)]
@@ -145,9 +148,9 @@ def relative_positions(
         # Each bias is added for itself: autograd would hand the sum's gradient to both, as one tensor.
         of_distance = distances.features @ W_d + b_d[:, None]  # (nets, U, C)
         of_time = temb @ W_t + b_t[:, None]  # (nets, B, C)
-        hidden = F.silu(of_distance[:, None] + of_time[:, :, None]).flatten(1, 2)
-        made = torch.baddbmm(b_out[:, None], hidden, W_out)  # (nets, B * U, C)
-        pairs = made.index_select(1, place.flatten()).view(len(nets), *place.shape, channels)  # (nets, B, K, K, C)
+        hidden = F.silu(of_distance + of_time.index_select(1, distances.clip))
+        made = torch.baddbmm(b_out[:, None], hidden, W_out)  # (nets, U, C)
+        pairs = made.index_select(1, distances.index.flatten()).view(len(nets), *distances.index.shape, channels)
         for attention, own in zip(members, torch.split(pairs, 3), strict=True):
             vectors = own.view(*own.shape[:-1], attention.num_heads, channels // attention.num_heads)
             bias = attention.bias(distances) if attention.bias is not None else None

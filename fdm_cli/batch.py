@@ -192,21 +192,16 @@ def _rescaled(process: Process, x_t: Tensor, timestep: Tensor, output: Tensor, p
 
 
 def most_distances(plan: Plan) -> int:
-    """How many different distances between their frames the windows of one batch have at most.
+    """How many different distances between its frames a window has at most.
 
-    They all belong to one wave. Where observed frames are chosen at run time, every distance up to the plan's reach
-    may be among them.
+    Where observed frames are chosen at run time, every distance up to the plan's reach may be among them.
     """
     most = 0
-    for wave in plan.by_wave():
-        found: set[int] = set()
-        for number in wave:
-            stage = plan.stages[number]
-            if stage.observed is None:
-                return 2 * plan.reach + 1
-            places = (*plan.positions(stage, stage.observed), *stage.latent)
-            found |= _distances(tuple(place - places[0] for place in places))
-        most = max(most, len(found))
+    for stage in plan.stages:
+        if stage.observed is None:
+            return 2 * plan.reach + 1
+        places = (*plan.positions(stage, stage.observed), *stage.latent)
+        most = max(most, len(_distances(tuple(place - places[0] for place in places))))
     return most
 
 

@@ -36,7 +36,7 @@ from fdm_cli import predecessors
 from fdm_cli.config import Config
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import BadInput, FdmError, RunFailed, is_out_of_memory
-from fdm_cli.files import refuse_unencodable, replacing
+from fdm_cli.files import PASSING, refuse_unencodable, replacing
 from fdm_cli.pickle_check import MOST_BYTES, refuse_bombs
 from fdm_cli.unet import UNet
 
@@ -268,6 +268,8 @@ def _refusing(path: Path) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise RunFailed(f"cannot read {path}: {error.strerror}", "try again once it can be read") from None
         reason = str(error).split("\n")[0]
         raise BadInput(f"{path}: not a checkpoint that can be read safely: {reason[:200]}") from error
 

@@ -10,7 +10,6 @@ ends with its process however that ends, keeps two processes from writing the sa
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -28,13 +27,11 @@ from numpy.typing import NDArray
 from fdm_cli import data_files, video
 from fdm_cli.data_files import DataFiles, Source
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import expanded, sync, write_failures
+from fdm_cli.files import PASSING, expanded, sync, sync_folder, write_failures
 from fdm_cli.video_info import VideoInfo
 
 VERSION = 2  # of the format, and of how videos are read and fitted
 FRAMES_A_REPORT = 100
-# Errors of reading that another time may not have.
-PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 WRITE_BUFFER = 1 << 20
 
 
@@ -182,7 +179,7 @@ class ClipCache:
             part.mkdir()
             yield from self._write(part, strict)
             part.rename(self.folder)
-            sync(self.folder.parent)
+            sync_folder(self.folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

@@ -14,7 +14,7 @@ def choose_device(name: str, threads: int | None = None, *, exact: bool = False)
     `auto` is CUDA where there is one, else the CPU. Not MPS: nobody has tried that, and of PyTorch 2.13 it is reported
     that some convolutions give wrong numbers there without a word.
 
-    With `exact`, convolutions in fp32 are that on newer GPUs, too, and not rounded to TF32, which is for training.
+    With `exact`, fp32 is that on newer GPUs, too, and not rounded to TF32, which is for training.
 
     Raises:
         BadInput: the device is not there.
@@ -23,6 +23,7 @@ def choose_device(name: str, threads: int | None = None, *, exact: bool = False)
         torch.set_num_threads(threads)
     if exact:
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False  # an environment variable of NVIDIA's images turns it on
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")

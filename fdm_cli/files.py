@@ -17,6 +17,9 @@ from fdm_cli.errors import BadInput, FdmError, RunFailed
 MOST_NAME_BYTES = 180  # of a name in a hidden one
 _PARTIAL = re.compile(r"\..+\.\d+\.part(\.\w+)?", re.DOTALL)  # see `partial_name`
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # of shared folders of virtual machines, and some SMB
+# Errors of reading that another time may not have.
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def expanded(path: str) -> Path:
@@ -98,7 +101,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             sync(temporary)
             temporary.replace(path)
-            sync(path.parent)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -126,6 +129,15 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Flushes a folder, so that a new name in it survives a loss of power; not all file systems can."""
+    try:
+        sync(path)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def finite(value: Any) -> Any:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 _META = torch.device("meta")
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 class Ledger:
@@ -98,6 +99,8 @@ class Ghost(Tensor):
         if key in ledger.results:
             return _to_ghosts(_again(ledger.results[key]), ledger)
         result = function(*inner, **named)
+        if function in _CONVOLUTIONS:
+            result = _channels_last(result)
         if not _storages(result) & _storages(inner):
             ledger.results[key] = _recipe(result)
         return _to_ghosts(result, ledger)
@@ -144,6 +147,13 @@ def _to_ghosts(value: Any, ledger: Ledger) -> Any:
     if isinstance(value, list | tuple):
         return type(value)([_to_ghosts(item, ledger) for item in value])
     return value
+
+
+def _channels_last(value: Any) -> Any:
+    """As the network's convolutions leave their results, but for meta tensors."""
+    if isinstance(value, Tensor):
+        return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+    return tuple(map(_channels_last, value)) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)

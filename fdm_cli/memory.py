@@ -295,7 +295,7 @@ class SamplingCall(_Experiment):
         config: a checkpoint's.
         frames: of a window.
         latent: how many of them are latent; all, when not given, which needs the most.
-        distances: between frames, that the windows of a batch have at most, see `batch.most_distances`; when not
+        distances: between frames, that a window has at most, see `batch.most_distances`; when not
             given, as many as there are in the clips that the model was trained on.
 
     Raises:
@@ -427,11 +427,15 @@ def _ghost_model(config: Config, ledger: Ledger) -> UNet:
 
 def _ghost_window(ledger: Ledger, batch: int, frames: int, latent: int, most_distances: int) -> Window:
     """A window as `Window.of` makes it, with as many different distances between frames as there can be."""
-    distances = min(batch * frames * frames, most_distances)
+    distances = batch * min(frames * (frames - 1) + 1, most_distances)
     return Window(
         observed=empty(ledger, batch, frames, dtype=torch.bool),
         allowed=empty(ledger, batch, frames, frames, dtype=torch.bool),
-        distances=Distances(empty(ledger, distances, 3), empty(ledger, batch, frames, frames, dtype=torch.int64)),
+        distances=Distances(
+            empty(ledger, distances, 3),
+            empty(ledger, distances, dtype=torch.int64),
+            empty(ledger, batch, frames, frames, dtype=torch.int64),
+        ),
         clip_of_frame=empty(ledger, batch * frames, dtype=torch.int64),
         latent_frames=empty(ledger, batch * latent, dtype=torch.int64),
     )

@@ -327,7 +327,9 @@ class _Draft:
 
     def _measure_reach(self, observed: list[int], latent: list[int], more: int) -> None:
         board = self.board
-        if more:
+        if more and board.closed:  # each frame stands on the side where it is nearer: all of them within one round
+            low, high = 0, board.length - 1
+        elif more:
             low = min(latent[0], board.visible.next_in(0))
             high = max(latent[-1], board.visible.previous_in(board.length))
         else:

@@ -84,7 +84,8 @@ class RunFolder:
         Raises:
             BadInput: another process holds it, or it cannot be made.
         """
-        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        made = [self.path / ".lock", self.path / "checkpoints", self.path, *self.path.parents]
+        made = [path for path in made if not path.exists()]
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", blocking=False)
@@ -98,12 +99,11 @@ class RunFolder:
         try:
             yield
         finally:
-            if new and {entry.name for entry in self.path.iterdir()} == {".lock", "checkpoints"}:
-                with contextlib.suppress(OSError):  # a folder that is not empty
-                    (self.path / "checkpoints").rmdir()
-                    (self.path / ".lock").unlink()  # one that tries to get the lock sees that its file is gone
-                    for folder in new:
-                        folder.rmdir()
+            if not (self.config.exists() or self.data.exists() or self.checkpoints()):
+                with contextlib.suppress(OSError):  # a folder that is not empty, or is gone
+                    for path in made:
+                        # One that tries to get the lock sees that its file is gone.
+                        path.unlink() if path.name == ".lock" else path.rmdir()
             lock.release()
 
     def checkpoints(self) -> list[Path]:

@@ -221,10 +221,14 @@ class Trainer:
                     f"the run's checkpoints have another {name} than its config.yaml",
                     "--run names another folder for another network or process",
                 )
-        self.model.load_state_dict(state["model"])
-        self.ema.module.load_state_dict(state["ema"])
+        for name, module in (("model", self.model), ("ema", self.ema.module)):
+            refuse_mismatch(module.state_dict(), state[name], f"the checkpoint's {name} does not fit its configuration")
+            module.load_state_dict(state[name])
         self.ema.n_averaged.fill_(state["ema_updates"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise BadInput(f"the checkpoint's optimizer does not fit its configuration: {error}") from None
         # These belong to the configuration, which a user may have edited; the scale begins anew where there was none.
         training = self.config.training
         for group in self.optimizer.param_groups:
@@ -294,8 +298,9 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
         stats = StepStats(step, loss, norm, learning_rate(training, step - 1), seconds, measured)
         if ranks.rank == 0:
             folder.append_metrics(stats.record())
-        if bad_steps == MAX_BAD_STEPS:
-            raise _not_finite(step, step - started_at == bad_steps, folder)
+        all_bad = step - started_at == bad_steps
+        if bad_steps == MAX_BAD_STEPS or (all_bad and step == training.steps):
+            raise _not_finite(bad_steps, step, all_bad, folder)
         # A checkpoint in a row of bad steps would be no good one to go back to; at the end there is no other.
         saved = (_due(step, training.checkpoint_every) and not bad_steps) or signal_number or step == training.steps
         if saved:
@@ -330,7 +335,7 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _not_finite(step: int, from_the_start: bool, folder: RunFolder) -> RunFailed:
+def _not_finite(count: int, step: int, from_the_start: bool, folder: RunFolder) -> RunFailed:
     newest = folder.checkpoints()[-1:]
     if not from_the_start and newest:
         hint = f"the last good checkpoint is {newest[0]}; --init-from it with a lower training.learning_rate"
@@ -338,4 +343,5 @@ def _not_finite(step: int, from_the_start: bool, folder: RunFolder) -> RunFailed
         hint = f"not one step was finite: {newest[0]} is no good start; take an older one, or other data"
     else:
         hint = "not one checkpoint was saved: lower training.learning_rate"
-    return RunFailed(f"the loss was not finite in {MAX_BAD_STEPS} steps in a row, up to step {step}", hint)
+    steps = f"{count} steps in a row" if count > 1 else "a step"
+    return RunFailed(f"the loss was not finite in {steps}, up to step {step}", hint)

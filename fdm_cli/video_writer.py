@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import partial_name, refuse_parent, sync, write_failures
+from fdm_cli.files import partial_name, refuse_parent, sync, sync_folder, write_failures
 from fdm_cli.video import read
 from fdm_cli.video_encoders import ENCODERS, FOLDER, Encoder, apng_delay
 from fdm_cli.video_info import MAX_FRAME_PIXELS, MAX_PICTURE_FRAMES, MAX_PICTURE_PIXELS, MAX_VIDEO_PIXELS, Frame
@@ -218,7 +218,7 @@ class Writer:
             _remove(old)
         else:
             self._temporary.replace(self.path)
-        sync(self.path.parent)
+        sync_folder(self.path.parent)
 
 
 def _check_size(path: Path, kind: str, height: int, width: int) -> None:

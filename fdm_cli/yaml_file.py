@@ -25,7 +25,7 @@ MAX_DEPTH = 32
 Scalar = str | int | float | bool | None
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
-_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]{1,4})?")
+_FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,4})?")
 _WORDS: dict[str, Scalar] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 
@@ -199,7 +199,7 @@ def _resolve(text: str, where: str) -> Scalar:
         return _WORDS[text.lower()]
     if _INT.fullmatch(text):
         return int(text)
-    if any(digit in text for digit in "0123456789") and _FLOAT.fullmatch(text):
+    if _FLOAT.fullmatch(text):
         number = float(text)
         if not math.isfinite(number):
             raise BadInput(f"{where}: {text} is too large")

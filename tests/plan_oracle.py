@@ -93,7 +93,7 @@ def check(plan: Plan) -> None:
             needed = {frame for frame, maker in made_by.items() if maker < stage.choice.among}
             assert set(stage.choice.always) <= needed
             assert len(stage.choice.always) < stage.observed_count < len(needed)
-            positions = sorted(needed)
+            positions = sorted(plan.positions(stage, sorted(needed)))
         else:
             needed = set(stage.observed)
             assert list(stage.observed) == sorted(needed)
@@ -102,7 +102,11 @@ def check(plan: Plan) -> None:
             positions = sorted(plan.positions(stage, stage.observed))
         assert stage.wave == 1 + max((made_in[frame] for frame in needed), default=-1)
         places = [*positions, *stage.latent]
-        reach = max(reach, max(places) - min(places))
+        furthest = max(places) - min(places)
+        if stage.choice is not None and plan.closed:  # what may be chosen is not looked through frame by frame
+            assert furthest <= plan.length - 1
+            furthest = plan.length - 1
+        reach = max(reach, furthest)
         for frame in stage.latent:
             made_in[frame] = stage.wave
             made_by[frame] = number

@@ -25,7 +25,9 @@ def test_yaml_round_trip(name, tmp_path):
     assert configuration.from_dict(configuration.to_dict(config), "x") == config
 
 
-@pytest.mark.parametrize("source", ["nan", "1e3", "0x1f", "null", "~", "a: b", "emoji 😀", "byte \udcff", "'", " a"])
+@pytest.mark.parametrize(
+    "source", ["nan", "1e3", "e1", ".e2", "0x1f", "null", "~", "a: b", "emoji 😀", "byte \udcff", "'", " a"]
+)
 def test_a_name_that_looks_like_something_else_survives(source, tmp_path):
     config = configuration.load_preset("micro")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))

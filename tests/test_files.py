@@ -1,4 +1,12 @@
-from fdm_cli.files import partial_name, remove_partial
+import errno
+import os
+import stat
+
+import pytest
+
+from fdm_cli import files
+from fdm_cli.errors import RunFailed
+from fdm_cli.files import partial_name, remove_partial, replacing
 
 
 def test_only_files_that_this_program_was_writing_are_removed(tmp_path):
@@ -11,3 +19,19 @@ def test_only_files_that_this_program_was_writing_are_removed(tmp_path):
     (tmp_path / ".x.17.parts").mkdir()
     remove_partial(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([*others, ".x.17.parts"])
+
+
+def test_a_file_system_that_cannot_sync_folders_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def fsync(handle, real=os.fsync):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    code = errno.EINVAL
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("written")
+    assert (tmp_path / "a.txt").read_text() == "written"
+    code = errno.EIO
+    with pytest.raises(RunFailed, match="Input/output error"), replacing(tmp_path / "b.txt") as temporary:
+        temporary.write_text("written")

@@ -343,6 +343,21 @@ def test_a_loop_is_closed_whatever_is_given(length, given):
     assert max(made.positions(last, last.observed), default=0) >= length
 
 
+def test_a_choice_in_a_loop_may_reach_round_it():
+    rounds = """
+given: closed
+start: contiguous
+rounds:
+  - generate: {frames: ["50:54", "96:100"]}
+    observe: [before: 1, diverse: rest]
+  - {generate: gaps, parallel: true, observe: [nearest: rest]}
+"""
+    made = plan.make(user_scheme(rounds), length=120)
+    stage = next(stage for stage in made.stages if stage.choice is not None)
+    places = [made.positions(stage, (frame,))[0] for frame in range(16)]
+    assert max(*places, *stage.latent) - min(*places, *stage.latent) <= made.reach == 119
+
+
 def test_run_time_choice_starts_from_the_nearest_frames():
     first, *_, last = plan.make(SHIPPED["adaptive-autoregressive"]).stages[1:]
     assert first.choice == plan.Choice(always=(15,), among=1)

@@ -11,7 +11,7 @@ from fdm_cli import run_folder
 from fdm_cli.config import Config
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
-from fdm_cli.errors import BadInput, Interrupted
+from fdm_cli.errors import BadInput, Interrupted, RunFailed
 from fdm_cli.run_folder import RunFolder
 from fdm_cli.signals import StopSignals
 from fdm_cli.trainer import Trainer, learning_rate, train
@@ -187,6 +187,35 @@ def test_a_signal_in_a_bad_step_saves_what_was_reached(tmp_path, monkeypatch):
     with folder.locked(), pytest.raises(Interrupted, match="saved at step 3"):
         list(train(trainer, folder, stop))
     assert [path.name for path in folder.checkpoints()] == ["step-00000003.pt"]
+
+
+def test_steps_that_are_all_bad_are_no_success_however_few(tmp_path):
+    trainer = make("training.steps=2", "training.held_out_every=0", "training.learning_rate=0.001")
+    trainer.process.alphas_cumprod[:] = torch.nan
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(RunFailed, match="in 2 steps in a row, up to step 2"):
+        list(train(trainer, folder, StopSignals()))
+    assert folder.checkpoints() == []
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+def test_a_checkpoint_whose_content_does_not_fit_is_bad_input(part):
+    trainer = make()
+    state = trainer.state()
+    if part == "optimizer":
+        state[part] = {**state[part], "param_groups": []}
+    else:
+        state[part] = {**state[part], "out.2.weight": torch.zeros(3)}
+    with pytest.raises(BadInput, match=f"the checkpoint's {part} does not fit"):
+        make().load(state)
+
+
+def test_a_zero_gradient_with_the_smallest_epsilon_moves_nothing():
+    trainer = make("training.adam_epsilon=1e-16")
+    trainer.train_step()
+    assert all(value.isfinite().all() for value in weights(trainer))
+    with pytest.raises(BadInput, match="adam_epsilon"):
+        make("training.adam_epsilon=0")
 
 
 def test_what_a_user_edits_between_two_parts_of_a_run_counts():

@@ -244,7 +244,11 @@ def test_all_tensors_are_on_the_network_s_device(preset):
         window = Window(
             observed=~latent,
             allowed=latent[:, :, None] == latent[:, None, :],
-            distances=Distances(torch.zeros(31, 3), torch.zeros(2, frames, frames, dtype=torch.int64)),
+            distances=Distances(
+                torch.zeros(31, 3),
+                torch.zeros(31, dtype=torch.int64),
+                torch.zeros(2, frames, frames, dtype=torch.int64),
+            ),
             clip_of_frame=torch.arange(2).repeat_interleave(frames),
             latent_frames=torch.arange(2 * frames),
         )

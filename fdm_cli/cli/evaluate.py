@@ -105,18 +105,28 @@ def evaluate(
         int, typer.Option("--clips", metavar="N", min=1, max=10_000, help="Clips for prediction and bound.")
     ] = 256,
     given: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--given", metavar="G", min=1, max=options.MAX_WINDOW, help="Frames that a prediction starts from."
+            "--given",
+            metavar="G",
+            min=1,
+            max=options.MAX_WINDOW,
+            help="Frames that a prediction starts from; default: half a window, 8 at most.",
         ),
-    ] = 8,
+    ] = None,
     futures: Annotated[
         int, typer.Option("--futures", metavar="N", min=1, max=1000, help="Predictions of each clip.")
     ] = 1,
     bound_timesteps: Annotated[
-        int,
-        typer.Option("--bound-timesteps", metavar="N", min=2, max=100_000, help="Timesteps that the bound sums over."),
-    ] = 25,
+        int | None,
+        typer.Option(
+            "--bound-timesteps",
+            metavar="N",
+            min=2,
+            max=100_000,
+            help="Timesteps that the bound sums over; default: 25, or all where there are fewer.",
+        ),
+    ] = None,
     length: Annotated[
         int, typer.Option("--length", metavar="N", min=1, max=100_000, help="Frames of a rollout.")
     ] = 160,
@@ -195,6 +205,7 @@ def evaluate(
     model = load_checkpoint(model_file, where)
     network = VideoFeatures(fvd_weights, where) if fvd_weights else None
     window = model.config.model.window
+    given = given or max(1, min(8, window // 2))
     if parts != ("drift",):
         plan = evaluation.prediction_plan(window, given)
     bound_at = _bound_timesteps(model, bound_timesteps) if "bound" in parts else []
@@ -337,10 +348,11 @@ def _predict(setting: _Setting, count: int, futures: int, batch: int) -> Predict
     return setting.run(work, calls, "prediction")
 
 
-def _bound_timesteps(checkpoint: Checkpoint, steps: int) -> list[int]:
+def _bound_timesteps(checkpoint: Checkpoint, steps: int | None) -> list[int]:
     from fdm_cli import samplers
 
     total = checkpoint.process.timesteps
+    steps = steps or min(25, total)
     if steps > total:
         raise BadInput(f"--bound-timesteps {steps}: the model's process has {total}", f"take 2 to {total}")
     return samplers.choose_timesteps(total, steps)

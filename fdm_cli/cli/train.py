@@ -204,6 +204,7 @@ def _configure(
 ) -> tuple[Config, Path]:
     """The run's configuration and its folder."""
     from fdm_cli import config as configuration
+    from fdm_cli.files import expanded
     from fdm_cli.run_folder import RunFolder
 
     if resume and run is not None:
@@ -217,6 +218,8 @@ def _configure(
     else:
         config, name = configuration.load_preset(preset or DEFAULT_PRESET, sets), preset or DEFAULT_PRESET
     path = run or _new_folder(name)
+    if config.data.source != configuration.BUILT_IN and path.resolve() == expanded(config.data.source).resolve():
+        raise BadInput(f"--run and --data are one folder, {path}", "what a run writes would become its data")
     RunFolder(path).refuse_run()
     RunFolder(path).refuse_foreign()
     return config, path
@@ -234,7 +237,7 @@ def _resumed_config(
     """The run's own configuration; what the command line says must agree with it, but for what MAY_CHANGE."""
     from fdm_cli import config as configuration
 
-    free = [text for text in sets if text.partition("=")[0] in MAY_CHANGE]
+    free = [text for text in sets if text.partition("=")[0].strip() in MAY_CHANGE]
     config = _own_config(folder, free)
     if preset or file or len(free) < len(sets):
         if file is not None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.command import Command
 from tests.conftest import fdm
+from tests.reference import DATA
 
 
 class Network(torch.nn.Module):
@@ -169,6 +170,14 @@ def test_what_is_refused_is_refused_before_anything_is_measured(evaluate, tmp_pa
     ):
         done = evaluate(*arguments, check=2)
         assert "network call" not in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_not_asked_for_fits_a_model_of_a_short_window(tmp_path):
+    """Four frames, 40 timesteps."""
+    arguments = ("--only", "prediction,bound", "--clips", 2, "--sampling-steps", 2, "--json")
+    found = json.loads(fdm("evaluate", "--checkpoint", DATA / "seed-micro.pt", *arguments, cwd=tmp_path).stdout)
+    assert (found["window"], found["given"], len(found["bound"]["timesteps"])) == (4, 2, 25)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from fdm_cli import data_files
 from fdm_cli.clip_cache import ClipCache
+from fdm_cli.errors import RunFailed
 from fdm_cli.run_folder import RunFolder
 from tests.command import ROOT, Command
 from tests.conftest import fdm
@@ -78,6 +80,39 @@ def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
     done = fdm("train", "--run", run, "--resume", "--steps", 3, check=2)
     assert "is at step 6 already, beyond 3" in done.stderr
     assert "steps: 6" in (run / "config.yaml").read_text()
+
+
+def test_a_passing_error_of_reading_sets_no_checkpoint_aside(straight, tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(straight, run.path)
+
+    def fails(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(RunFailed, match="Stale file handle"):
+        run.newest_state()
+
+
+def test_resume_takes_steps_whatever_spaces_stand_around_them(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    done = fdm("train", "--run", run, "--resume", "--set", "training.steps = 7", "--json")
+    assert json.loads(done.stdout)["step"] == 7
+
+
+def test_a_refused_run_leaves_nothing_in_a_folder_that_was_there(tmp_path):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "notes.txt").write_text("mine")
+    fdm(*MICRO, "--data", "missing.npy", "--run", "exp", cwd=tmp_path, check=2)
+    assert [entry.name for entry in (tmp_path / "exp").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_may_not_lie_in_its_data_s_folder_itself(tmp_path):
+    np.save(tmp_path / "clips.npy", np.zeros((2, 20, 16, 16, 1), np.uint8))
+    done = fdm(*MICRO, "--data", ".", "--run", tmp_path, cwd=tmp_path, check=2)
+    assert "--run and --data are one folder" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clips.npy"]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(straight, tmp_path):
