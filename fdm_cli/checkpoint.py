@@ -153,7 +153,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes what `Trainer.state` makes to a temporary file, verifies it, renames it.
+    """Writes what `Trainer.state` makes to a temporary file, verifies the checksums in it, renames it.
 
     Raises:
         RunFailed: the file cannot be written (disk full, no permission); an older file of that name is intact.
@@ -164,7 +164,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         with temporary.open("wb") as file:
             torch.save(content, file)
         try:
-            read_state(temporary)
+            with _refusing(temporary):
+                _check_zip(temporary)
         except BadInput as error:
             raise RunFailed(f"cannot write {path}: what was written is broken; {error.message}") from error
 
@@ -282,13 +283,14 @@ def _load(path: Path) -> Any:
             content = _load_safetensors(path)
         else:
             _check_zip(path)
+            refuse_bombs(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     _refuse_claims(content, path)
     return content
 
 
 def _check_zip(path: Path) -> None:
-    """Refuses an archive that is compressed, damaged, larger than its file, or whose pickle is a bomb."""
+    """Refuses an archive that is compressed, damaged or larger than its file."""
     overlap = BadInput(f"{path}: not the archive of a checkpoint: its entries overlap, or something precedes them")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -305,10 +307,8 @@ def _check_zip(path: Path) -> None:
         raise overlap
     if any(entry.orig_filename.lower().endswith("/data.pkl") and entry.file_size > MOST_BYTES for entry in entries):
         raise BadInput(f"{path}: its structure alone takes more than {MOST_BYTES:,} bytes")
-    reader = torch._C.PyTorchFileReader(str(path))
-    if len(reader.get_all_records()) != len(entries):
+    if len(torch._C.PyTorchFileReader(str(path)).get_all_records()) != len(entries):
         raise overlap
-    refuse_bombs(reader.get_record("data.pkl"))
 
 
 def _is_plain(entry: zipfile.ZipInfo) -> bool:

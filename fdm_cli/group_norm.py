@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 EPS = 1e-5
-LARGE = 1024  # positions of a map from which on PyTorch's forward kernel, and below which its backward one is faster
+LARGE = 1024  # positions of a map from which on PyTorch's forward kernel is the faster one; its backward one never is
 
 
 def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool = False) -> Tensor:
@@ -28,7 +28,7 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool 
     1803.08494; with that dimension the frames of a window, the statistics are those of a pixel over time).
 
     Args:
-        x: (N, R, M, C), best contiguous; statistics over R and the C / groups channels of a group, for each N and M.
+        x: (N, R, M, C); statistics over R and the C / groups channels of a group, for each N and M.
         scale: (N, C), or (C,) for all N.
         shift: like `scale`.
         groups: number of groups; divides C.
@@ -91,7 +91,6 @@ def _of_maps(value: Tensor) -> Tensor:
 
 def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised map, and the mean and rstd that it was made with, which are for backward passes only."""
-    x = x.contiguous()  # PyTorch's backward kernel gives wrong gradients where the strides of x and dy differ
     if torch.compiler.is_compiling():  # it chooses what is kept and what is computed again
         y, mean, rstd = _normalised(x.to(scale.dtype), scale, shift, groups, silu)
         return y.to(x.dtype), mean, rstd
@@ -102,7 +101,8 @@ def _group_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool
 
 def _forward(given: Tensor, scale: Tensor, shift: Tensor, groups: int, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     x = given.to(scale.dtype)
-    if _kernel_takes(x) and x.shape[1] >= LARGE:
+    # Elsewhere than on a CPU the kernel wants maps with the channels first.
+    if x.device.type == "cpu" and x.shape[2] == 1 and x.shape[1] >= LARGE:
         y, mean, rstd = _by_kernel(x, scale, shift, groups)
         y = F.silu(y, inplace=True) if silu else y
     else:
@@ -133,22 +133,18 @@ class _GroupNorm(torch.autograd.Function):
         given, mean, rstd, scale, shift = ctx.saved_tensors
         x, dy = given.to(scale.dtype), dy.to(scale.dtype)
         centred, slope = _centred(x, mean), _slope(rstd, scale)
-        dz = torch.ops.aten.silu_backward(dy, torch.addcmul(shift, centred, slope)) if ctx.silu else dy
-        by_kernel = _kernel_takes(x) and x.shape[1] < LARGE
-        if by_kernel and len(scale) == len(shift) == 1:
-            dx, dscale, dshift = _backward_by_kernel(dz, x, mean, rstd, scale.flatten())
-            return dx.to(given.dtype), dscale.view_as(scale), dshift.view_as(shift), None, None
+        dz = dy
+        if ctx.silu:
+            dz = torch.addcmul(shift, centred, slope)
+            torch.ops.aten.silu_backward.grad_input(dy, dz, grad_input=dz)
         sum_dz = dz.sum(1, keepdim=True)
         sum_dz_n = _grouped((dz * centred).sum(1, keepdim=True), ctx.groups) * rstd
         dscale, dshift = sum_dz_n.flatten(-2).sum_to_size(scale.shape), sum_dz.sum_to_size(shift.shape)
-        if by_kernel:
-            dx, _, _ = _backward_by_kernel(dz * scale, x, mean, rstd, None)
-            return dx.to(given.dtype), dscale, dshift, None, None
         factor = _grouped(scale, ctx.groups) / x.shape[1]
         mean_dn = (factor * _grouped(sum_dz, ctx.groups)).mean(-1, keepdim=True)
         mean_dn_n = (factor * sum_dz_n).mean(-1, keepdim=True)
         a, b = _of_channels(-rstd.square() * mean_dn_n, x), _of_channels(-rstd * mean_dn, x)
-        dx = torch.addcmul(b, centred, a).addcmul_(dz, slope)
+        dx = torch.addcmul(b, centred, a, out=centred).addcmul_(dz, slope)
         return dx.to(given.dtype), dscale, dshift, None, None
 
 
@@ -171,11 +167,6 @@ class _LinearOfNormed(torch.autograd.Function):
         rows = dz.flatten(0, -2)
         dweight = (rows.T @ y.flatten(0, -2)).to(weight.dtype)
         return dz @ weight.to(dz.dtype), dweight, rows.sum(0).to(weight.dtype), *(None for _ in range(5))
-
-
-def _kernel_takes(x: Tensor) -> bool:
-    """Whether PyTorch's kernel normalises such maps: elsewhere than on a CPU it wants them with the channels first."""
-    return x.device.type == "cpu" and x.shape[2] == 1
 
 
 def _centred(x: Tensor, mean: Tensor) -> Tensor:
@@ -227,18 +218,4 @@ def _by_kernel(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> tuple[Te
     y, *statistics = torch.native_group_norm(x.permute(0, 3, 1, 2), weight, bias, maps, channels, size, groups, EPS)
     y = y.permute(0, 2, 3, 1)
     mean, rstd = (value.view(maps, 1, 1, groups, 1) for value in statistics)
-    return (y if shared else torch.addcmul(shift, y, scale)), mean, rstd
-
-
-def _backward_by_kernel(
-    dz: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the map, and of weight and bias where there is a weight."""
-    maps, size, _, channels = x.shape
-    dy, x = (value.permute(0, 3, 1, 2) for value in (dz, x))
-    statistics = mean.view(maps, -1), rstd.view(maps, -1)
-    wanted = [True, weight is not None, weight is not None]
-    dx, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-        dy, x, *statistics, weight, maps, channels, size, mean.shape[-2], wanted
-    )
-    return dx.permute(0, 2, 3, 1), dweight, dbias
+    return (y if shared else torch.addcmul(shift, y, scale, out=y)), mean, rstd

@@ -58,3 +58,11 @@ def micro_run(tmp_path_factory) -> Path:
 def micro_checkpoint(micro_run) -> Path:
     """Its last checkpoint."""
     return micro_run / "checkpoints" / "step-00000008.pt"
+
+
+@pytest.fixture(scope="session")
+def micro_weights(micro_checkpoint, tmp_path_factory) -> Path:
+    """The same without what only training needs: hundreds of commands load it, which takes a quarter of the time."""
+    path = tmp_path_factory.mktemp("weights") / micro_checkpoint.name
+    fdm("checkpoint", "convert", micro_checkpoint, path, "--quiet")
+    return path

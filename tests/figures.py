@@ -38,7 +38,7 @@ COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (2
 GUIDANCE = ((1, 0), (1.25, 0), (1.5, 0), (2, 0), (2, 0.5), (2, 0.75), (2, 1))  # weight and rescaling
 DOCS = Path("docs")
 CLIP = "tests/data/two-digits.gif"
-GIVEN = {"ends": 8, "last": 8, "spread": 20}  # its frames, where a scheme needs some
+GIVEN = {"ends": 8, "last": 8, "spread": 16}  # its frames, where a scheme needs some
 LENGTH, EVERY, SCALE, LABEL, GAP = 160, 10, 2, 190, 4  # frames, frames; then pixels
 
 

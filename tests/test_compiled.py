@@ -78,10 +78,10 @@ def test_training_and_sampling(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train", "sample"])
-def test_without_a_compiler_it_is_one_line(micro_checkpoint, tmp_path, command):
+def test_without_a_compiler_it_is_one_line(micro_weights, tmp_path, command):
     arguments = {
         "train": ("--preset", "micro", "--steps", 1, "--set", "training.compile=true"),
-        "sample": ("--checkpoint", micro_checkpoint, "--length", 4, "--scheme", "single", "--compile"),
+        "sample": ("--checkpoint", micro_weights, "--length", 4, "--scheme", "single", "--compile"),
     }[command]
     no_compiler = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     done = fdm(command, *arguments, cwd=tmp_path, check=1, anew=True, **no_compiler)

@@ -79,15 +79,16 @@ def test_outputs_and_gradients_equal_the_oracle_s(changes):
 def test_a_block_s_gradients_do_not_depend_on_the_memory_format_of_its_input():
     block = ResidualBlock(64, 32, 16, dropout=0.0).to(memory_format=torch.channels_last)
     randomise(block)
-    conditions = Conditions(torch.randn(2, 16), {}, None, torch.tensor([0, 0, 1]))
-    inputs = torch.randn(3, 64, 8, 8)
+    block.double()
+    conditions = Conditions(torch.randn(2, 16, dtype=torch.float64), {}, None, torch.tensor([0, 0, 1]))
+    inputs = torch.randn(3, 64, 8, 8, dtype=torch.float64)
     gradients = []
     for layout in (torch.contiguous_format, torch.channels_last):
         block.zero_grad()
         x = inputs.clone(memory_format=layout).requires_grad_()
         block(x, conditions).square().sum().backward()
         gradients.append([x.grad, *(parameter.grad for parameter in block.parameters())])
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*gradients)
 
 
 def test_gradients_do_not_depend_on_how_threads_meet():

@@ -40,6 +40,14 @@ VARIANTS = {
     "even-timesteps": ["training.timestep_shift=1"],
     "min-snr": ["training.loss_weighting=min-snr"],
     "attend-16": ["model.attention_resolutions=[8,16]"],
+    "wide": ["model.model_channels=64"],
+    "two-blocks": ["model.num_res_blocks=2"],
+    "cosine": ["diffusion.betas=cosine"],
+    "paper-masks": ["data.masks=paper"],
+    "filled-masks": ["data.masks=filled"],
+    "batch-4": ["training.batch_size=4"],
+    "batch-16": ["training.batch_size=16"],
+    "clip-160": ["data.clip_length=160"],
 }
 GIVEN, CLIPS = 8, 64
 NOISE = 0.2  # deviation of the noise that is to be taken away, of pixels in [0, 1]

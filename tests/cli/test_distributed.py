@@ -160,11 +160,11 @@ main()
 """
 
 
-def test_processes_with_unlike_memory_share_out_the_same_batches(micro_checkpoint, tmp_path):
+def test_processes_with_unlike_memory_share_out_the_same_batches(micro_weights, tmp_path):
     script = tmp_path / "unlike.py"
     script.write_text(UNLIKE)
     options = ("--scheme", "single", "--length", 16, "--num-samples", 24, "--grid", "--sampling-steps", 1, "--json")
-    sample = ("sample", "--checkpoint", micro_checkpoint, *options, "--seed", 1, "--output", tmp_path / "video.npz")
+    sample = ("sample", "--checkpoint", micro_weights, *options, "--seed", 1, "--output", tmp_path / "video.npz")
     stdout, _ = finish(torchrun(2, *sample, script=(script,)))
     report = json.loads(stdout)
     assert 1 <= report["max_batch"] < 12

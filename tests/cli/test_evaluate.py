@@ -27,9 +27,9 @@ FAST = ("--sampling-steps", 2, "--clips", 4, "--bound-timesteps", 3, "--length",
 
 
 @pytest.fixture
-def evaluate(micro_checkpoint, tmp_path):
+def evaluate(micro_weights, tmp_path):
     def run(*arguments, check=0):
-        return fdm("evaluate", "--checkpoint", micro_checkpoint, *FAST, *arguments, cwd=tmp_path, check=check)
+        return fdm("evaluate", "--checkpoint", micro_weights, *FAST, *arguments, cwd=tmp_path, check=check)
 
     return run
 
@@ -100,9 +100,9 @@ def test_rescaled_guidance_predicts_something_else(evaluate):
 
 
 @pytest.mark.slow
-def test_what_is_done_is_shown_though_the_rest_is_stopped(micro_checkpoint, tmp_path):
+def test_what_is_done_is_shown_though_the_rest_is_stopped(micro_weights, tmp_path):
     process = Command(
-        "evaluate", "--checkpoint", micro_checkpoint, *FAST, "--only", "bound,drift", "--length", 2000, cwd=tmp_path
+        "evaluate", "--checkpoint", micro_weights, *FAST, "--only", "bound,drift", "--length", 2000, cwd=tmp_path
     )
     said = ""
     while "drift of" not in said and process.poll() is None:

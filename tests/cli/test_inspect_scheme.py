@@ -241,11 +241,11 @@ def test_the_reach_is_compared_with_the_training_clips():
 
 
 @pytest.mark.slow
-def test_with_a_checkpoint_it_says_whether_the_model_has_seen_such_distances(micro_checkpoint):
-    near = fdm("autoregressive", "--checkpoint", str(micro_checkpoint), "--summary")
+def test_with_a_checkpoint_it_says_whether_the_model_has_seen_such_distances(micro_weights):
+    near = fdm("autoregressive", "--checkpoint", str(micro_weights), "--summary")
     assert "reach 15 frames (within the 20 frames of a training clip)" in near.stdout
     assert "poor frames" not in near.stderr
-    far = fdm("hierarchy-2", "--checkpoint", str(micro_checkpoint), "--summary", "--json")
+    far = fdm("hierarchy-2", "--checkpoint", str(micro_weights), "--summary", "--json")
     assert "the model was trained on clips of 20, which reach 19: expect poor frames" in far.stderr
     data = json.loads(far.stdout)
     assert data["clip_length"] == 20

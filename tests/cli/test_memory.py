@@ -79,8 +79,8 @@ def test_a_batch_of_512_of_the_large_preset_is_refused_within_a_minute(tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [("sample",), ("extend", ROOT / "tests/data/one-digit.gif")])
-def test_a_network_call_that_does_not_fit_is_refused(micro_checkpoint, tmp_path, command):
-    common = (*command, "--checkpoint", micro_checkpoint, "--scheme", "keyframes", "--length", 160)
+def test_a_network_call_that_does_not_fit_is_refused(micro_weights, tmp_path, command):
+    common = (*command, "--checkpoint", micro_weights, "--scheme", "keyframes", "--length", 160)
     done = fdm(*common, "--memory-budget", "100MB", "--max-batch", 16, cwd=tmp_path, check=2)
     error, hint = done.stderr.strip().splitlines()[-2:]
     assert error.startswith("error: a network call on")

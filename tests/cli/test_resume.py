@@ -42,8 +42,8 @@ def content(path):
         (signal.SIGKILL, ("--scheme", "adaptive-hierarchy-2", "--sampler", "ancestral")),
     ],
 )
-def test_stopped_at_random_moments_it_gives_the_same_bytes(micro_checkpoint, tmp_path, signal_number, options):
-    common = ("--checkpoint", micro_checkpoint, "--length", 120, "--sampling-steps", 3, *options)
+def test_stopped_at_random_moments_it_gives_the_same_bytes(micro_weights, tmp_path, signal_number, options):
+    common = ("--checkpoint", micro_weights, "--length", 120, "--sampling-steps", 3, *options)
     fdm("sample", *common, "--seed", 5, "-o", "whole.npz", "-q", cwd=tmp_path)
     command = ("sample", *common, "-o", "video.npz")
     chance = random.Random(f"{signal_number} {options}")
@@ -72,8 +72,8 @@ def test_stopped_at_random_moments_it_gives_the_same_bytes(micro_checkpoint, tmp
 
 
 @pytest.mark.parametrize("name", ["video.gif", "video.mp4", "video"])
-def test_any_format_is_written_anew_from_what_was_kept(micro_checkpoint, tmp_path, name):
-    common = ("--checkpoint", micro_checkpoint, "--length", 90, "--sampling-steps", 3, "--seed", 5)
+def test_any_format_is_written_anew_from_what_was_kept(micro_weights, tmp_path, name):
+    common = ("--checkpoint", micro_weights, "--length", 90, "--sampling-steps", 3, "--seed", 5)
     whole = f"whole{name.removeprefix('video')}"
     fdm("sample", *common, "-o", whole, "-q", cwd=tmp_path)
     command = ("sample", *common, "-o", name)
@@ -86,11 +86,11 @@ def test_any_format_is_written_anew_from_what_was_kept(micro_checkpoint, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
-def test_extend_goes_on_too_but_not_with_another_clip(micro_checkpoint, tmp_path):
+def test_extend_goes_on_too_but_not_with_another_clip(micro_weights, tmp_path):
     generator = np.random.default_rng(0)
     for clip in ("clip", "other"):
         np.savez(tmp_path / f"{clip}.npz", frames=generator.integers(0, 256, (8, 16, 16, 1), np.uint8), fps=12.5)
-    common = ("--checkpoint", micro_checkpoint, "--length", 90, "--sampling-steps", 3, "--seed", 5)
+    common = ("--checkpoint", micro_weights, "--length", 90, "--sampling-steps", 3, "--seed", 5)
     fdm("extend", "clip.npz", *common, "-o", "whole.npz", "-q", cwd=tmp_path)
     process = Command("extend", "clip.npz", *common, "-o", "video.npz", cwd=tmp_path)
     assert stop(process, tmp_path / ".video.npz.work", signal.SIGINT, rounds=2) == 130
@@ -100,8 +100,8 @@ def test_extend_goes_on_too_but_not_with_another_clip(micro_checkpoint, tmp_path
     assert (tmp_path / "video.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
-def test_what_an_interrupted_run_says_and_what_may_follow(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 120, "--guidance", 2, "--sampling-steps", 4)
+def test_what_an_interrupted_run_says_and_what_may_follow(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 120, "--guidance", 2, "--sampling-steps", 4)
     process = Command(*common, "--sheet", cwd=tmp_path)
     work = tmp_path / ".sample-autoregressive-1.gif.work"
     assert stop(process, work, signal.SIGTERM, rounds=2) == 143
@@ -133,9 +133,9 @@ def test_what_an_interrupted_run_says_and_what_may_follow(micro_checkpoint, tmp_
     assert (tmp_path / "sample-autoregressive-1.gif.sheet.png").exists()
 
 
-def test_force_starts_over_and_a_resumed_run_remembers_it(micro_checkpoint, tmp_path):
+def test_force_starts_over_and_a_resumed_run_remembers_it(micro_weights, tmp_path):
     (tmp_path / "video.npz").write_bytes(b"old")
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 60, "--sampling-steps", 3, "-o", "video.npz")
+    common = ("sample", "--checkpoint", micro_weights, "--length", 60, "--sampling-steps", 3, "-o", "video.npz")
     work = tmp_path / ".video.npz.work"
     assert stop(Command(*common, "--force", "--seed", 1, cwd=tmp_path), work, signal.SIGKILL) == -signal.SIGKILL
     assert (tmp_path / "video.npz").read_bytes() == b"old"
@@ -146,8 +146,8 @@ def test_force_starts_over_and_a_resumed_run_remembers_it(micro_checkpoint, tmp_
     assert (tmp_path / "video.npz").read_bytes() != b"old"
 
 
-def test_two_at_once(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 400, "--sampling-steps", 4, "-o", "video.npz")
+def test_two_at_once(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 400, "--sampling-steps", 4, "-o", "video.npz")
     first = Command(*common, cwd=tmp_path)
     while not (tmp_path / ".video.npz.work" / "run.json").exists():
         assert first.poll() is None
@@ -158,15 +158,15 @@ def test_two_at_once(micro_checkpoint, tmp_path):
     assert first.wait(timeout=60) == 143
 
 
-def test_resume_without_an_interrupted_run_starts_one(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 16, "--sampling-steps", 1, "-o", "video.npz")
+def test_resume_without_an_interrupted_run_starts_one(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 16, "--sampling-steps", 1, "-o", "video.npz")
     done = fdm(*common, "--resume", cwd=tmp_path)
     assert "no run was interrupted here: starting one" in done.stderr
     assert "exists already" in fdm(*common, "--resume", cwd=tmp_path, check=2).stderr
 
 
-def test_going_on_replaces_only_what_was_the_run_s(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 60, "--sampling-steps", 3, "-o", "v.npz")
+def test_going_on_replaces_only_what_was_the_run_s(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 60, "--sampling-steps", 3, "-o", "v.npz")
     (tmp_path / "v.npz").write_text("mine")
     two = (*common, "--num-samples", 2)
     assert stop(Command(*two, "--force", cwd=tmp_path), tmp_path / ".v.npz.work", signal.SIGKILL) == -signal.SIGKILL
@@ -177,21 +177,21 @@ def test_going_on_replaces_only_what_was_the_run_s(micro_checkpoint, tmp_path):
     assert (tmp_path / "v-2.npz").exists()
 
 
-def test_a_run_s_folder_that_has_a_newer_checkpoint(micro_checkpoint, tmp_path):
+def test_a_run_s_folder_that_has_a_newer_checkpoint(micro_weights, tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    (checkpoints / "step-00000001.pt").write_bytes(micro_checkpoint.read_bytes())
+    (checkpoints / "step-00000001.pt").write_bytes(micro_weights.read_bytes())
     common = ("sample", "--checkpoint", "run", "--length", 60, "--sampling-steps", 3, "-o", "v.npz")
     work = tmp_path / ".v.npz.work"
     assert stop(Command(*common, cwd=tmp_path), work, signal.SIGTERM) == 143
-    fdm("checkpoint", "convert", micro_checkpoint, checkpoints / "step-00000002.pt")
+    fdm("checkpoint", "convert", micro_weights, checkpoints / "step-00000002.pt")
     done = fdm(*common, "--resume", cwd=tmp_path, check=2)
     assert "it was begun with --checkpoint run/checkpoints/step-00000001.pt" in done.stderr
     fdm(*common[:2], checkpoints / "step-00000001.pt", *common[3:], "--resume", cwd=tmp_path)
 
 
-def test_a_name_as_long_as_file_systems_allow(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 1)
+def test_a_name_as_long_as_file_systems_allow(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 20, "--sampling-steps", 1)
     longest = "動" * 78
     fdm(*common, "-o", f"{longest}.gif", "--sheet", cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -200,10 +200,10 @@ def test_a_name_as_long_as_file_systems_allow(micro_checkpoint, tmp_path):
     assert "longer than 240 bytes" in fdm(*common, "-o", f"{longest}動.gif", cwd=tmp_path, check=2).stderr
 
 
-def test_a_chosen_name_that_is_long_is_found_again(micro_checkpoint, tmp_path):
+def test_a_chosen_name_that_is_long_is_found_again(micro_weights, tmp_path):
     clip = tmp_path / f"{'動' * 60}.gif"
-    fdm("sample", "--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 1, "-o", clip, "-q")
-    command = ("extend", clip, "--checkpoint", micro_checkpoint, "--length", 120, "--sampling-steps", 3)
+    fdm("sample", "--checkpoint", micro_weights, "--length", 20, "--sampling-steps", 1, "-o", clip, "-q")
+    command = ("extend", clip, "--checkpoint", micro_weights, "--length", 120, "--sampling-steps", 3)
     process = Command(*command, cwd=tmp_path)
     while process.poll() is None and not list(tmp_path.glob(".*.work/journal.jsonl")):
         time.sleep(0.005)

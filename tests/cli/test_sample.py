@@ -19,9 +19,9 @@ def frames_of(path):
         return arrays["frames"]
 
 
-def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
+def test_160_frames_to_a_gif(micro_weights, tmp_path):
     done = fdm(
-        "sample", "--checkpoint", micro_checkpoint, "--scheme", "autoregressive", "--length", 160, *FAST,
+        "sample", "--checkpoint", micro_weights, "--scheme", "autoregressive", "--length", 160, *FAST,
         "-o", tmp_path / "out.gif", "--sheet", "--json", anew=True,
     )  # fmt: skip
     result = json.loads(done.stdout)
@@ -48,8 +48,8 @@ def test_160_frames_to_a_gif(micro_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
-def test_npz_and_mp4_hold_the_same_frames(micro_checkpoint, tmp_path, sampler):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 21, "--sampler", sampler, *FAST, "-q")
+def test_npz_and_mp4_hold_the_same_frames(micro_weights, tmp_path, sampler):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 21, "--sampler", sampler, *FAST, "-q")
     fdm(*common, "-o", tmp_path / "a.npz", "--fps", 25)
     fdm(*common, "-o", tmp_path / "a.mp4")
     frames = frames_of(tmp_path / "a.npz")
@@ -64,8 +64,8 @@ def test_npz_and_mp4_hold_the_same_frames(micro_checkpoint, tmp_path, sampler):
     assert np.abs(decoded.astype(int) - frames[..., 0]).mean() < 6
 
 
-def test_samples_are_numbered_and_each_has_its_own_random_numbers(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 20, *FAST, "--json")
+def test_samples_are_numbered_and_each_has_its_own_random_numbers(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 20, *FAST, "--json")
     many = json.loads(fdm(*common, "--num-samples", 3, "-o", tmp_path / "x.npz").stdout)
     assert many["outputs"] == [str(tmp_path / f"x-{i}.npz") for i in (1, 2, 3)]
     one = json.loads(fdm(*common, "-o", tmp_path / "one.npz", "--max-batch", 1).stdout)
@@ -75,8 +75,8 @@ def test_samples_are_numbered_and_each_has_its_own_random_numbers(micro_checkpoi
     assert np.abs(first - frames_of(one["output"])).max() <= 1
 
 
-def test_a_name_is_chosen_and_printed(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 4, "--scheme", "single", *FAST)
+def test_a_name_is_chosen_and_printed(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 4, "--scheme", "single", *FAST)
     names = [fdm(*common, cwd=tmp_path).stdout.strip() for _ in range(2)]
     assert names == ["sample-single-1.gif", "sample-single-2.gif"]
     done = fdm(*common[:-2], cwd=tmp_path)
@@ -87,8 +87,8 @@ def test_a_name_is_chosen_and_printed(micro_checkpoint, tmp_path):
     assert paths == ["sample-single-3-1.gif", "sample-single-3-2.gif"]
 
 
-def test_what_appears_meanwhile_is_not_overwritten(micro_checkpoint, tmp_path):
-    command = ("sample", "--checkpoint", micro_checkpoint, "--length", 60, "--seed", 1, *FAST, "-o", "a.npz")
+def test_what_appears_meanwhile_is_not_overwritten(micro_weights, tmp_path):
+    command = ("sample", "--checkpoint", micro_weights, "--length", 60, "--seed", 1, *FAST, "-o", "a.npz")
     process = Command(*command, cwd=tmp_path)
     while process.poll() is None and not (tmp_path / ".a.npz.work").exists():
         time.sleep(0.001)
@@ -105,22 +105,22 @@ def test_what_appears_meanwhile_is_not_overwritten(micro_checkpoint, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.json"]
 
 
-def test_a_run_stands_for_its_newest_checkpoint(micro_run, micro_checkpoint, tmp_path):
+def test_a_run_stands_for_its_newest_checkpoint(micro_run, micro_weights, tmp_path):
     common = ("sample", "--checkpoint", micro_run, "--length", 2, *FAST, "--json")
     made = json.loads(fdm(*common, "-o", tmp_path / "x.npz").stdout)
-    assert made["checkpoint"] == str(micro_checkpoint)
+    assert made["checkpoint"] == str(micro_weights)
     done = fdm("sample", "--checkpoint", tmp_path, check=2)
     assert "is a folder, not a checkpoint file" in done.stderr
 
 
-def test_windows_that_see_nothing_are_warned_about(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 48, "--dry-run")
+def test_windows_that_see_nothing_are_warned_about(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 48, "--dry-run")
     assert "observe no frame" not in fdm(*common, cwd=tmp_path).stderr
     assert "warning: 3 of 3 windows observe no frame" in fdm(*common, "--step", 16, cwd=tmp_path).stderr
 
 
-def test_another_spacing_of_the_steps_is_another_video(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 16, "--sampling-steps", 4, "--seed", 1, "--json")
+def test_another_spacing_of_the_steps_is_another_video(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 16, "--sampling-steps", 4, "--seed", 1, "--json")
     frames = []
     for number, shift in enumerate(((), ("--timestep-shift", 1), ("--timestep-shift", 2))):
         done = fdm(*common, *shift, "-o", f"{number}.npz", cwd=tmp_path)
@@ -130,8 +130,8 @@ def test_another_spacing_of_the_steps_is_another_video(micro_checkpoint, tmp_pat
     assert not np.array_equal(frames[0], frames[2])
 
 
-def test_rescaled_guidance_is_another_video(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 20, "--sampling-steps", 3, "--seed", 1, "--json")
+def test_rescaled_guidance_is_another_video(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 20, "--sampling-steps", 3, "--seed", 1, "--json")
     frames = []
     for number, rescale in enumerate(((), ("--guidance-rescale", 0), ("--guidance-rescale", 1))):
         done = fdm(*common, "--guidance", 3, *rescale, "-o", f"{number}.npz", cwd=tmp_path)
@@ -141,8 +141,8 @@ def test_rescaled_guidance_is_another_video(micro_checkpoint, tmp_path):
     assert not np.array_equal(frames[0], frames[2])
 
 
-def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
-    common = ("sample", "--checkpoint", micro_checkpoint, "--length", 160, "--dry-run", "--json")
+def test_dry_run_writes_nothing(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 160, "--dry-run", "--json")
     result = json.loads(fdm(*common, cwd=tmp_path).stdout)
     assert (result["calls"], result["waves"], result["network_calls"]) == (19, 19, 19 * 15)
     assert result["estimated_seconds"] > 0
@@ -151,9 +151,9 @@ def test_dry_run_writes_nothing(micro_checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(micro_checkpoint, tmp_path):
+def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(micro_weights, tmp_path):
     done = fdm(
-        "sample", "--checkpoint", micro_checkpoint, "--scheme", "hierarchy-2", "--length", 60, "--dry-run", cwd=tmp_path
+        "sample", "--checkpoint", micro_weights, "--scheme", "hierarchy-2", "--length", 60, "--dry-run", cwd=tmp_path
     )
     assert "warning: the scheme reaches" in done.stderr
     assert "clips of 20" in done.stderr
@@ -188,10 +188,10 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         (("--scheme", "prepend"), "prepend needs given frames"),
     ],
 )
-def test_bad_usage(micro_checkpoint, tmp_path, arguments, says):
+def test_bad_usage(micro_weights, tmp_path, arguments, says):
     (tmp_path / "exists.gif").write_bytes(b"precious")
     (tmp_path / "fresh.gif.json").write_bytes(b"precious")
-    done = fdm("sample", "--checkpoint", micro_checkpoint, *arguments, cwd=tmp_path, check=2)
+    done = fdm("sample", "--checkpoint", micro_weights, *arguments, cwd=tmp_path, check=2)
     error, *rest = done.stderr.strip().splitlines()
     assert error.startswith("error: ")
     assert says in error
@@ -210,16 +210,16 @@ def test_a_checkpoint_that_is_none(tmp_path, content):
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
-def test_force_overwrites(micro_checkpoint, tmp_path):
+def test_force_overwrites(micro_weights, tmp_path):
     (tmp_path / "out.gif").write_bytes(b"old")
-    fdm("sample", "--checkpoint", micro_checkpoint, "--length", 3, *FAST, "-o", "out.gif", "--force", cwd=tmp_path)
+    fdm("sample", "--checkpoint", micro_weights, "--length", 3, *FAST, "-o", "out.gif", "--force", cwd=tmp_path)
     assert (tmp_path / "out.gif").read_bytes().startswith(b"GIF89a")
 
 
-def test_a_chosen_name_is_one_of_a_file_here(micro_checkpoint, tmp_path):
+def test_a_chosen_name_is_one_of_a_file_here(micro_weights, tmp_path):
     scheme = (ROOT / "schemes" / "autoregressive.yaml").read_text().replace("name: autoregressive", "name: a/b")
     (tmp_path / "mine.yaml").write_text(scheme)
-    common = ("--checkpoint", micro_checkpoint, "--length", 3, *FAST)
+    common = ("--checkpoint", micro_weights, "--length", 3, *FAST)
     assert fdm("sample", *common, "--scheme", "mine.yaml", cwd=tmp_path).stdout.strip() == "sample-a-b-1.gif"
     frames = tmp_path / "frames"
     fdm("sample", *common, "-o", frames, cwd=tmp_path)

@@ -21,14 +21,14 @@ def clips(tmp_path):
 
 @pytest.mark.usefixtures("clips")
 @pytest.mark.parametrize("name", scheme.names())
-def test_executed_stages_equal_inspect_scheme_s(micro_checkpoint, tmp_path, name):
+def test_executed_stages_equal_inspect_scheme_s(micro_weights, tmp_path, name):
     length = 16 if name == "single" else 160
     loaded = scheme.load(name)
     command = ["sample"] if loaded.start is not None else ["extend", "clip.npz"]
     if loaded.given == "ends":
         command += ["--until", "other.npz"]
     options = ("--scheme", name, "--length", length, "--sampling-steps", 1, "--seed", 3, "-q", "-o", "video.npz")
-    fdm(*command, "--checkpoint", micro_checkpoint, *options, cwd=tmp_path)
+    fdm(*command, "--checkpoint", micro_weights, *options, cwd=tmp_path)
     report = json.loads((tmp_path / "video.npz.json").read_text())
     with np.load(tmp_path / "video.npz") as arrays:
         assert arrays["frames"].shape == (length, 16, 16, 1)
