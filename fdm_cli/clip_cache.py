@@ -229,8 +229,9 @@ class ClipCache:
             "skipped": [asdict(entry) for entry in skipped],
         }
         (part / "videos.json").write_text(json.dumps(index), encoding="utf-8")
-        for path in (part / "frames.bin", part / "videos.json", part):
+        for path in (part / "frames.bin", part / "videos.json"):
             sync(path)
+        sync_folder(part)
 
     def _fitting_array(self, source: Source) -> tuple[Path, int] | None:
         """The file and the byte where its frames begin, when it is an NPY that can be mapped as it is."""

@@ -84,12 +84,15 @@ class RunFolder:
         Raises:
             BadInput: another process holds it, or it cannot be made.
         """
-        made = [self.path / ".lock", self.path / "checkpoints", self.path, *self.path.parents]
+        # Those that are made here, what lies within others first. Of a run that begins meanwhile nothing is removed:
+        # it makes its lock anew and then the folder of checkpoints.
+        made = [self.path / "checkpoints", self.path / ".lock", self.path, *self.path.parents]
         made = [path for path in made if not path.exists()]
         try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", blocking=False)
             lock.acquire()
+            (self.path / "checkpoints").mkdir(exist_ok=True)
         except Timeout:
             raise BadInput(
                 f"{self.path}: another process is training here", "wait for it, or use another --run"
@@ -102,7 +105,6 @@ class RunFolder:
             if not (self.config.exists() or self.data.exists() or self.checkpoints()):
                 with contextlib.suppress(OSError):  # a folder that is not empty, or is gone
                     for path in made:
-                        # One that tries to get the lock sees that its file is gone.
                         path.unlink() if path.name == ".lock" else path.rmdir()
             lock.release()
 

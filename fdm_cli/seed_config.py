@@ -20,9 +20,20 @@ TARGETS = (  # what its entries called `target` may end in
     "embedding.RunProjection",
 )
 NAMES = {"batch_size": "batch_size", "learning_rate": "learning_rate", "training_steps": "steps"}  # of `training`
-# What is read or checked of the sections that say nothing of the network, or says again what stands elsewhere.
+NETWORK = ("model_channels", "num_res_blocks", "channel_mult", "attention_resolutions", "num_heads", "dropout")
+FIXED = {
+    "dims": 2,
+    "conv_resample": True,
+    "use_scale_shift_norm": True,
+    "use_rpe_net": True,
+    "is_learned_sigma": False,
+    "num_heads_upsample": -1,
+}
+SIZES = ("input_channels", "output_channels", "input_spatial_size", "input_number_of_frames")
+# What is read or checked of each section, or says again what stands elsewhere.
 USED = {
-    "diffusion": None,
+    "diffusion.score_network.params": {*NETWORK, *FIXED, *SIZES, "conditioning"},
+    "diffusion.noise_scheduler.params": {"schedule_type", "num_scales", "loss_type"},
     "training": {*NAMES, "flexible_diffusion_modeling", "flexible_diffusion_modeling_method"},
     "data": {"image_size", "num_channels", "num_classes", "input_number_of_frames"},
 }
@@ -36,11 +47,10 @@ def is_seed_config(node: Node) -> bool:
 
 def not_used(node: Node) -> list[str]:
     """The settings of the seed's training configuration that have no counterpart here, e.g. `training.num_workers`."""
-    names = []
-    for section, content in node.mapping("the configuration").items():
-        if section not in USED:
-            names.append(section)
-        elif (used := USED[section]) is not None and isinstance(content.value, dict):
+    names = [key for key in node.mapping("the configuration") if key not in ("diffusion", "training", "data")]
+    for section, used in USED.items():
+        content = _at(node, *section.split("."))
+        if content is not None and isinstance(content.value, dict):
             names += [f"{section}.{key}" for key in content.value if key not in used]
     return names
 
@@ -60,8 +70,7 @@ def translate(node: Node, *, to_train: bool = True) -> Node:
     _expect_target(network, "unet_factorized3d.UNet")
     _expect_target(scheduler, "DiscreteNoiseScheduler")
     params, noise = _get(network, "params"), _get(scheduler, "params")
-    fixed = {"dims": 2, "conv_resample": True, "use_scale_shift_norm": True, "use_rpe_net": True}
-    for key, value in {**fixed, "is_learned_sigma": False, "num_heads_upsample": -1}.items():
+    for key, value in FIXED.items():
         _expect(params, key, value)
     _expect(diffusion, "parameterization", "epsilon")
     _expect(noise, "loss_type", "l2")
@@ -89,17 +98,7 @@ def translate(node: Node, *, to_train: bool = True) -> Node:
             "image_size": size.value,
             "image_channels": channels,
             "window": window.value,
-            **{
-                key: _get(params, key).plain()
-                for key in (
-                    "model_channels",
-                    "num_res_blocks",
-                    "channel_mult",
-                    "attention_resolutions",
-                    "num_heads",
-                    "dropout",
-                )
-            },
+            **{key: _get(params, key).plain() for key in NETWORK},
         },
         "diffusion": {
             "timesteps": _get(noise, "num_scales").plain(),

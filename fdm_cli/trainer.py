@@ -282,7 +282,8 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
 
     Raises:
         Interrupted: a signal came, to whichever rank; the step was finished and saved.
-        RunFailed: the loss was not finite several times in a row, or a checkpoint could not be written.
+        RunFailed: the loss was not finite several times in a row, or in no step at all; or a checkpoint could not be
+            written.
     """
     training, ranks = trainer.config.training, trainer.ranks
     bad_steps = 0
@@ -298,9 +299,8 @@ def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[St
         stats = StepStats(step, loss, norm, learning_rate(training, step - 1), seconds, measured)
         if ranks.rank == 0:
             folder.append_metrics(stats.record())
-        all_bad = step - started_at == bad_steps
-        if bad_steps == MAX_BAD_STEPS or (all_bad and step == training.steps):
-            raise _not_finite(bad_steps, step, all_bad, folder)
+        if bad_steps == MAX_BAD_STEPS or (bad_steps == step == training.steps):
+            raise _not_finite(bad_steps, step, step - started_at == bad_steps, folder)
         # A checkpoint in a row of bad steps would be no good one to go back to; at the end there is no other.
         saved = (_due(step, training.checkpoint_every) and not bad_steps) or signal_number or step == training.steps
         if saved:

@@ -186,7 +186,7 @@ class Upsample(nn.Module):
 
     Of the nine pixels under the filter, those that are copies of one another get the sum of their weights: every
     output pixel needs 2 x 2 pixels of the small map, a filter of its own for each of the four places that it can
-    have over a small pixel. That is the same result for less than half of the work.
+    have over a small pixel. That is the same result for 16 (H + 1) (W + 1) products a channel and filter, not 36 H W.
     """
 
     def __init__(self, channels: int) -> None:

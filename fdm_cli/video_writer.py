@@ -206,9 +206,12 @@ class Writer:
             raise RunFailed(f"cannot write {self.path}: what was written is broken; {error.message}") from error
         if found != self.frames:
             raise RunFailed(f"cannot write {self.path}: {found} of {self.frames} frames arrived on the disk")
-        for entry in self._temporary.iterdir() if self.kind == FOLDER else ():
-            sync(entry)
-        sync(self._temporary)
+        if self.kind == FOLDER:
+            for entry in self._temporary.iterdir():
+                sync(entry)
+            sync_folder(self._temporary)
+        else:
+            sync(self._temporary)
         if os.path.lexists(self.path):
             check_output(self.path, self.force)
         if self.path.is_dir():

@@ -3,7 +3,7 @@
 Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictures is made.
 
 samplers   prediction against network calls a window, for each sampler (docs/samplers.png); twenty minutes for 16 clips
-schemes    drift, calls, waves and seconds of every shipped scheme
+schemes    drift, windows, waves, network calls and seconds of every shipped scheme
 guidance   prediction and drift for several weights and rescalings
 weights    every tenth frame of a video with each of them (docs/guidance.png)
 pictures   every tenth frame of a video by each scheme (docs/schemes.png)

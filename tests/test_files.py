@@ -2,11 +2,14 @@ import errno
 import os
 import stat
 
+import numpy as np
 import pytest
 
-from fdm_cli import files
+from fdm_cli import data_files, files, video
+from fdm_cli.clip_cache import ClipCache
 from fdm_cli.errors import RunFailed
 from fdm_cli.files import partial_name, remove_partial, replacing
+from fdm_cli.video_writer import open_writer
 
 
 def test_only_files_that_this_program_was_writing_are_removed(tmp_path):
@@ -35,3 +38,19 @@ def test_a_file_system_that_cannot_sync_folders_is_written_to_all_the_same(tmp_p
     code = errno.EIO
     with pytest.raises(RunFailed, match="Input/output error"), replacing(tmp_path / "b.txt") as temporary:
         temporary.write_text("written")
+
+
+def test_such_a_file_system_takes_folders_of_frames_and_the_cache_too(tmp_path, monkeypatch):
+    def fsync(handle, real=os.fsync):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with open_writer(tmp_path / "frames", 10) as writer:
+        for _ in range(2):
+            writer.write(np.zeros((8, 8, 1), np.uint8))
+    assert video.read(tmp_path / "frames").info.frames == 2
+    cache = ClipCache(data_files.find(tmp_path / "frames"), 8, 1)
+    list(cache.fill())
+    assert (cache.folder / "videos.json").exists()

@@ -234,11 +234,12 @@ def test_what_changes_a_seed_network_is_refused_of_a_model_that_is_there_too(tmp
 
 def test_settings_of_a_seed_yaml_without_counterpart_are_named(tmp_path):
     text = (DATA / "seed-micro.yaml").read_text() + "  lerning_rate: 3\nlogging:\n  every: 5\n"
+    text = text.replace("      dims: 2\n", "      dims: 2\n      num_head_channels: 64\n")
     (tmp_path / "seed.yaml").write_text(text)
     remarks = []
     configuration.load(tmp_path / "seed.yaml", remark=remarks.append)
     assert [remark.partition("not used here: ")[2].partition(";")[0] for remark in remarks] == [
-        "training.lerning_rate, logging"
+        "logging, diffusion.score_network.params.num_head_channels, training.lerning_rate"
     ]
 
 

@@ -189,6 +189,18 @@ def test_a_signal_in_a_bad_step_saves_what_was_reached(tmp_path, monkeypatch):
     assert [path.name for path in folder.checkpoints()] == ["step-00000003.pt"]
 
 
+def test_one_bad_step_of_a_run_that_goes_on_is_none_of_a_run_s_only_ones(tmp_path):
+    first = make("training.steps=2", "training.held_out_every=0")
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        list(train(first, folder, StopSignals()))
+        second = make("training.steps=3", "training.held_out_every=0")
+        second.load(first.state())
+        second.process.alphas_cumprod[:] = torch.nan
+        list(train(second, folder, StopSignals()))
+    assert [path.name for path in folder.checkpoints()] == ["step-00000002.pt", "step-00000003.pt"]
+
+
 def test_steps_that_are_all_bad_are_no_success_however_few(tmp_path):
     trainer = make("training.steps=2", "training.held_out_every=0", "training.learning_rate=0.001")
     trainer.process.alphas_cumprod[:] = torch.nan
@@ -212,8 +224,13 @@ def test_a_checkpoint_whose_content_does_not_fit_is_bad_input(part):
 
 def test_a_zero_gradient_with_the_smallest_epsilon_moves_nothing():
     trainer = make("training.adam_epsilon=1e-16")
+    before = weights(trainer)
     trainer.train_step()
-    assert all(value.isfinite().all() for value in weights(trainer))
+    still = [(p.grad == 0).all().item() for p in trainer.model.parameters()]
+    assert any(still)  # those before a layer that begins with zeros
+    for value, old, unmoved in zip(weights(trainer), before, still, strict=True):
+        assert value.isfinite().all()
+        assert torch.equal(value, old) == unmoved
     with pytest.raises(BadInput, match="adam_epsilon"):
         make("training.adam_epsilon=0")
 

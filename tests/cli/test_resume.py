@@ -184,7 +184,7 @@ def test_a_run_s_folder_that_has_a_newer_checkpoint(micro_weights, tmp_path):
     common = ("sample", "--checkpoint", "run", "--length", 60, "--sampling-steps", 3, "-o", "v.npz")
     work = tmp_path / ".v.npz.work"
     assert stop(Command(*common, cwd=tmp_path), work, signal.SIGTERM) == 143
-    fdm("checkpoint", "convert", micro_weights, checkpoints / "step-00000002.pt")
+    fdm("checkpoint", "convert", "--half", micro_weights, checkpoints / "step-00000002.pt")
     done = fdm(*common, "--resume", cwd=tmp_path, check=2)
     assert "it was begun with --checkpoint run/checkpoints/step-00000001.pt" in done.stderr
     fdm(*common[:2], checkpoints / "step-00000001.pt", *common[3:], "--resume", cwd=tmp_path)

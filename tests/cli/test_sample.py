@@ -105,10 +105,10 @@ def test_what_appears_meanwhile_is_not_overwritten(micro_weights, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.json"]
 
 
-def test_a_run_stands_for_its_newest_checkpoint(micro_run, micro_weights, tmp_path):
+def test_a_run_stands_for_its_newest_checkpoint(micro_run, micro_checkpoint, tmp_path):
     common = ("sample", "--checkpoint", micro_run, "--length", 2, *FAST, "--json")
     made = json.loads(fdm(*common, "-o", tmp_path / "x.npz").stdout)
-    assert made["checkpoint"] == str(micro_weights)
+    assert made["checkpoint"] == str(micro_checkpoint)
     done = fdm("sample", "--checkpoint", tmp_path, check=2)
     assert "is a folder, not a checkpoint file" in done.stderr
 
