@@ -62,7 +62,7 @@ def micro_checkpoint(micro_run) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_weights(micro_checkpoint, tmp_path_factory) -> Path:
-    """The same without what only training needs: hundreds of commands load it, which takes a quarter of the time."""
+    """The same without what only training needs: hundreds of commands load it, tensor by tensor."""
     path = tmp_path_factory.mktemp("weights") / micro_checkpoint.name
     fdm("checkpoint", "convert", micro_checkpoint, path, "--quiet")
     return path

@@ -156,14 +156,14 @@ def pictures() -> None:
     """Every scheme; those that need given frames get some of a real clip."""
     rows = {}
     for name in scheme.names():
-        given = scheme.load(name).given
+        loaded = scheme.load(name)
         if name == "single":
             continue
-        if scheme.load(name).start is not None:
+        if loaded.start is not None:
             command = ("sample", "--scheme", name)
         else:
-            until = ("--until", CLIP) if given == "ends" else ()
-            command = ("extend", CLIP, "--scheme", name, "--use-last", GIVEN[given], *until)
+            until = ("--until", CLIP) if loaded.given == "ends" else ()
+            command = ("extend", CLIP, "--scheme", name, "--use-last", GIVEN[loaded.given], *until)
         rows[name] = videos(*command)[0]
     sheet(DOCS / "schemes.png", rows)
 
