@@ -145,12 +145,13 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations (autocast); weights stay fp32
     activation_checkpointing: bool = False  # compute a block's activations again in the backward pass: less memory
     compile: bool = False  # torch.compile of the blocks: minutes at the start
-    learning_rate: float = limits(1e-4, 1e-9, 1.0)  # AdamW
+    optimizer: Literal["adamw", "muon"] = "adamw"  # optimizer.py
+    learning_rate: float = limits(1e-4, 1e-9, 1.0)
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`
     timestep_shift: float = limits(1.0, 0.1, 10.0)  # above 1: more on much noise, `training_batches.draw_timestep`
     loss_weighting: Literal["none", "min-snr", "x_0"] = "none"  # by timestep: Process.loss_weight
-    adam_epsilon: float = limits(1e-8, 1e-16, 1.0)  # gradients far below it do not move weights
+    adam_epsilon: float = limits(1e-8, 1e-16, 1.0)  # AdamW: gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)
     gradient_clip: float = limits(1.0, 1e-6, 1e6)  # largest L2 norm of all gradients together
     ema_decay: float = limits(0.9999, 0.0, 1.0)

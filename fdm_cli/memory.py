@@ -27,7 +27,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from fdm_cli import samplers
+from fdm_cli import optimizer, samplers
 from fdm_cli.attention import Distances
 from fdm_cli.budget import T4_USABLE, Budget
 from fdm_cli.config import Config, TrainingConfig
@@ -97,7 +97,7 @@ class TrainingMemory:
         parameters: the network's weights.
         gradients: all of them, at the end of the backward pass. With one rank hardly any of them is there yet at the
             peak, which is then less than the sum of the parts.
-        optimizer: AdamW's two moments.
+        optimizer: its moments: AdamW's two, Muon's one of each weight matrix.
         ema: the averaged weights.
         activations: what else is alive at the peak: what the backward pass needs, the batch, half-precision
             weights, temporary results, and gradients that are there already.
@@ -213,7 +213,7 @@ class TrainingStep(_Experiment):
         self._model = _ghost_model(config, self._ledger).train()
         self.parameters = self._ledger.alive
         self._process = Process(config.diffusion)
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), fused=True)
+        self._optimizer = optimizer.make(self._model, config.training)
         for parameter in self._model.parameters():
             parameter.grad = torch.empty_like(parameter)
         _counted(self._optimizer.step)

@@ -26,9 +26,22 @@ from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.files import finite, refuse_unencodable, remove_partial, replacing
 from fdm_cli.picture import write_png
 
-SMOOTHING = 0.98  # of the training loss in the picture
+SMOOTHING = 0.98  # of the training loss
 MOST_POINTS = 2000  # of a curve
 _CHECKPOINT = re.compile(r"step-(\d{8,})\.pt")
+
+
+class SmoothLoss:
+    """The mean of the losses so far, the latest counting most; the first one no more than the second."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, loss: float) -> float:
+        """The mean with one more."""
+        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
+        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        return self._sum / self._weight
 
 
 class _Points:
@@ -201,13 +214,11 @@ class RunFolder:
 
     def draw_losses(self) -> None:
         """Writes loss.png: the training loss, smoothed, and the held-out loss. Raises RunFailed."""
-        smooth, weight = 0.0, 0.0
+        smooth = SmoothLoss()
         training, held_out = _Points(), _Points()
         for record in self.read_metrics():
             if isinstance(record.get("loss"), float):
-                smooth = SMOOTHING * smooth + (1 - SMOOTHING) * record["loss"]
-                weight = SMOOTHING * weight + (1 - SMOOTHING)
-                training.add(record["step"], smooth / weight)
+                training.add(record["step"], smooth.add(record["loss"]))
             if record.get("held_out_loss"):
                 held_out.add(record["step"], record["held_out_loss"])
         curves = [

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fdm_cli import config as configuration
-from fdm_cli import held_out
+from fdm_cli import held_out, optimizer
 from fdm_cli.checkpoint import FORMAT, Checkpoint, refuse_mismatch
 from fdm_cli.compiled import compile_blocks, explained
 from fdm_cli.config import Config, TrainingConfig
@@ -113,13 +113,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(training.seed, "weights"))
             self.model = UNet(config).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=training.learning_rate,
-            eps=training.adam_epsilon,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
+        self.optimizer = optimizer.make(self.model, training)
         self.scaler = GradScaler(device.type, enabled=training.precision == "fp16")
         self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
         self.ema.eval()
@@ -136,7 +130,7 @@ class Trainer:
         return draw_batch(self.config, self.clips, first, size, training.seed)
 
     def train_step(self) -> tuple[float, float]:
-        """One AdamW step on the next clips; returns loss and gradient norm, the same on all ranks.
+        """One step of the optimizer on the next clips; returns loss and gradient norm, the same on all ranks.
 
         When either is not finite the step is counted but changes no weights.
 

@@ -57,6 +57,7 @@ def real_peak(config, latent_frames=None) -> int:
     ("preset", "sets"),
     [
         ("micro", ()),
+        ("micro", ("training.optimizer=muon", "training.batch_size=1")),
         pytest.param("micro", ("training.batch_size=3", BF16), marks=pytest.mark.slow),
         pytest.param("micro", ("training.batch_size=4", CHECKPOINTING), marks=pytest.mark.slow),
         pytest.param("micro", ("training.batch_size=4", CHECKPOINTING, BF16), marks=pytest.mark.slow),
@@ -118,6 +119,15 @@ def test_the_estimate_follows_the_batch():
     assert step.largest(room - 1) == 39
     assert step.largest(step.peak(1)) == 1
     assert step.largest(step.peak(1) - 1) == 0
+
+
+def test_muon_keeps_one_moment_of_a_matrix():
+    config = config_of("micro", "training.optimizer=muon")
+    trainer = Trainer(config, open_clips(config), torch.device("cpu"))
+    trainer.train_step()
+    states = trainer.optimizer.state.values()
+    kept = sum(value.nbytes for state in states for value in state.values() if value.ndim)
+    assert TrainingStep(config).optimizer == kept < 1.2 * TrainingStep(config).parameters
 
 
 def test_what_changes_with_the_configuration():

@@ -31,6 +31,8 @@ BASE = [
 ]
 VARIANTS = {
     "base": [],
+    "adamw": ["training.optimizer=adamw"],
+    "muon-2e-3": ["training.learning_rate=2e-3"],
     "patch-1": ["model.patch_size=1", "model.channel_mult=[1,2,4]"],
     "patch-4": ["model.patch_size=4", "model.channel_mult=[1]", "model.model_channels=128"],
     "no-bias": ["model.temporal_bias=none"],

@@ -338,6 +338,7 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
 
     from fdm_cli import trainer as training
     from fdm_cli.dataset import open_clips
+    from fdm_cli.run_folder import SmoothLoss
     from fdm_cli.signals import StopSignals
     from fdm_cli.tensorboard import TensorBoard
 
@@ -371,7 +372,7 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
         if memory:
             output.note(memory)
         began, first_step = time.monotonic(), trainer.step
-        loss = None
+        loss, smooth = None, SmoothLoss()
         with (
             (
                 TensorBoard(folder.path / "tensorboard", trainer.step)
@@ -382,7 +383,7 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
         ):
             for stats in training.train(trainer, folder, stop):
                 if math.isfinite(stats.loss):
-                    loss = stats.loss if loss is None else 0.98 * loss + 0.02 * stats.loss
+                    loss = smooth.add(stats.loss)
                 progress.update(stats.step, "no finite loss yet" if loss is None else f"loss {loss:.4f}")
                 if stats.held_out is not None:
                     quarters = " ".join(f"{value:.4f}" for value in stats.held_out.quartiles)
