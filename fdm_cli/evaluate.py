@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ from fdm_cli.randomness import derive_seed, generator
 from fdm_cli.video import to_model
 
 ENDS = 10  # frames at the beginning and at the end of a rollout that are compared
-STATISTICS = ("ink", "grey", "sharpness", "changed")
+REMEMBERED = 16  # frames: as far before each lies the one that `kept` looks at
+STATISTICS = ("ink", "grey", "sharpness", "changed", "kept")
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,14 @@ class Statistics:
         grey: of the pixels above 0.1 the share between 0.25 and 0.75.
         sharpness: gradient energy.
         changed: share of pixels that differ by more than 0.1 from the frame before; NaN of the first frame.
+        kept: share of a frame that is made of pieces of the one 16 before; NaN of the first 16.
     """
 
     ink: list[float]
     grey: list[float]
     sharpness: list[float]
     changed: list[float]
+    kept: list[float]
 
     def mean(self, name: str, frames: Sequence[int] | None = None) -> float:
         """Of one statistic over some frames, or all; frames without a value are left out."""
@@ -300,20 +304,28 @@ def real_statistics(
     for video in videos:
         frames = unit(video)
         changed = metrics.changed_share(frames[1:], frames[:-1])
-        rows.append(_look(frames, torch.cat([torch.full((1,), math.nan), changed])))
+        kept = (
+            metrics.kept_share(frames[REMEMBERED:], frames[:-REMEMBERED]) if len(frames) > REMEMBERED else changed[:0]
+        )
+        rows.append(_look(frames, *(_after_unknown(values, len(frames)) for values in (changed, kept))))
         if network is not None:
             features.append(network(frames))
         yield len(rows)
     return _statistics(torch.stack(rows, dim=1)), torch.stack(features) if features else None
 
 
-def _look(frames: Tensor, changed: Tensor) -> Tensor:
-    """The statistics of frames (n, C, H, W), the last of them measured already, as (4, n)."""
-    return torch.stack([metrics.ink(frames), metrics.grey_share(frames), metrics.sharpness(frames), changed])
+def _after_unknown(values: Tensor, count: int) -> Tensor:
+    """The last values of `count`; what comes before them is not a number."""
+    return torch.cat([torch.full((count - len(values),), math.nan), values])
+
+
+def _look(frames: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
+    """The statistics of frames (n, C, H, W), the last two measured already, as (5, n)."""
+    return torch.stack([metrics.ink(frames), metrics.grey_share(frames), metrics.sharpness(frames), changed, kept])
 
 
 def _statistics(values: Tensor) -> Statistics:
-    """Means of (4, videos, N) over the videos that have a value."""
+    """Means of (5, videos, N) over the videos that have a value."""
     return Statistics(*values.nanmean(1).tolist())
 
 
@@ -342,8 +354,8 @@ def roll_out(
         choose: for adaptive schemes.
         network: gives features for the Frechet video distance; None measures none.
     """
-    rows: list[Tensor] = []  # (4, samples) a frame
-    before: Tensor | None = None
+    rows: list[Tensor] = []  # (5, samples) a frame
+    before: deque[Tensor] = deque(maxlen=REMEMBERED)
     whole: list[Tensor] = []  # (samples, C, H, W) uint8; only where the videos are needed as a whole
     calls, began = 0, time.perf_counter()
     for update in rollout.run(
@@ -351,9 +363,13 @@ def roll_out(
     ):
         for frame in update.frames:
             seen = unit(frame)
-            unknown = torch.full((samples,), math.nan)
-            rows.append(_look(seen, unknown if before is None else metrics.changed_share(seen, before)))
-            before = seen
+            changed = kept = torch.full((samples,), math.nan)
+            if before:
+                changed = metrics.changed_share(seen, before[-1])
+            if len(before) == REMEMBERED:
+                kept = metrics.kept_share(seen, before[0])
+            rows.append(_look(seen, changed, kept))
+            before.append(seen)
             if network is not None:
                 whole.append((seen * 255).round().byte())
         calls = update.network_calls

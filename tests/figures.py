@@ -5,6 +5,7 @@ Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictur
 samplers   prediction against network calls a window, for each sampler (docs/samplers.png); twenty minutes for 16 clips
 schemes    drift, windows, waves, network calls and seconds of every shipped scheme
 guidance   prediction and drift for several weights and rescalings
+steps      drift with fewer new frames a window
 weights    every tenth frame of a video with each of them (docs/guidance.png)
 pictures   every tenth frame of a video by each scheme (docs/schemes.png)
 seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
@@ -24,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fdm_cli import montage, scheme
 from fdm_cli.curve_picture import Curve, draw
+from fdm_cli.evaluate import STATISTICS
 from fdm_cli.picture import write_png
 from tests.bench import FDM
 
@@ -36,6 +38,7 @@ SAMPLERS = {
 GREY = (130, 130, 130)
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
 GUIDANCE = ((1, 0), (1.25, 0), (1.5, 0), (2, 0), (2, 0.5), (2, 0.75), (2, 1))  # weight and rescaling
+STEPS = (8, 6, 4, 2)  # new frames a window
 DOCS = Path("docs")
 CLIP = "tests/data/two-digits.gif"
 GIVEN = {"ends": 8, "last": 8, "spread": 16}  # its frames, where a scheme needs some
@@ -98,10 +101,9 @@ def schemes() -> None:
     """Drift of long rollouts."""
     names = [name for name in scheme.names() if name != "single"]
     made = evaluate("--only", "drift", *(word for name in names for word in ("--scheme", name)))["drift"]
-    statistics = ("ink", "grey", "sharpness", "changed")
-    head("scheme", "windows", "waves", "network calls", "seconds", *(f"{name}, last / real" for name in statistics))
+    head("scheme", "windows", "waves", "network calls", "seconds", *(f"{name}, last / real" for name in STATISTICS))
     for name, found in made["schemes"].items():
-        ratios = (f"{found[statistic]['ratio']:.2f}" for statistic in statistics)
+        ratios = (f"{found[statistic]['ratio']:.2f}" for statistic in STATISTICS)
         row(f"`{name}`", found["calls"], found["waves"], found["network_calls"], round(found["seconds"]), *ratios)
 
 
@@ -119,6 +121,20 @@ def guided(row: tuple[float, float]) -> dict:
     weight, rescale = row
     options = ("--guidance", weight, "--guidance-rescale", rescale, "--threads", 1)
     return evaluate("--only", "prediction,drift", *options)
+
+
+def steps() -> None:
+    """Drift of `autoregressive` with fewer new frames a window."""
+    head("new frames a window", "windows", "network calls", "seconds", *(f"{name}, last / real" for name in STATISTICS))
+    for step, made in zip(STEPS, side_by_side(STEPS, stepped), strict=True):
+        (found,) = made["drift"]["schemes"].values()
+        ratios = (f"{found[statistic]['ratio']:.2f}" for statistic in STATISTICS)
+        row(step, found["calls"], found["network_calls"], round(found["seconds"]), *ratios)
+
+
+def stepped(step: int) -> dict:
+    """Drift with a step."""
+    return evaluate("--only", "drift", "--step", step, "--threads", 1)
 
 
 def weights() -> None:
@@ -175,7 +191,7 @@ def seeds() -> None:
         sheet(DOCS / f"{name}.png", {f"{name} {number}": video for number, video in enumerate(made, 1)})
 
 
-PARTS = {part.__name__: part for part in (samplers, schemes, guidance, weights, pictures, seeds)}
+PARTS = {part.__name__: part for part in (samplers, schemes, guidance, steps, weights, pictures, seeds)}
 
 if __name__ == "__main__":
     PARTS[sys.argv[1]]()

@@ -198,6 +198,13 @@ def test_real_clips_are_measured_frame_by_frame():
     changed = ((frames[:, 1:] - frames[:, :-1]).abs() > 0.1).double().mean(dim=(0, 2, 3, 4))
     assert found.changed[1:] == pytest.approx(changed.tolist())
     assert found.mean("changed") == pytest.approx(float(changed.mean()))
+    assert all(map(math.isnan, found.kept))
+    videos = windows(2, 20)
+    (found, _), _ = result(real_statistics(iter(videos), None))
+    frames = metrics.unit(videos)
+    kept = torch.stack([metrics.kept_share(video[16:], video[:4]) for video in frames]).mean(0)
+    assert found.kept[16:] == pytest.approx(kept.tolist())
+    assert all(map(math.isnan, found.kept[:16]))
 
 
 def test_a_rollout_of_grey_frames_between_real_ones():
@@ -227,7 +234,7 @@ def test_a_rollout_of_grey_frames_between_real_ones():
 
 def test_the_statistics_are_those_of_the_frames_that_the_rollout_makes():
     checkpoint = checkpoint_of()
-    plan = planning.make(scheme.load("autoregressive"), length=15, window=6)
+    plan = planning.make(scheme.load("autoregressive"), length=20, window=6)
     found, _ = result(roll_out(checkpoint, plan, DDIM, {}, seed=4, samples=2, max_batch=8, choose=None, network=None))
     made = rollout.run(checkpoint, plan, DDIM, seed=4, samples=2)
     video = torch.stack([frame for update in made for frame in update.frames], dim=1)
@@ -235,4 +242,4 @@ def test_the_statistics_are_those_of_the_frames_that_the_rollout_makes():
     for name in evaluate.STATISTICS:
         values = getattr(found.statistics, name)
         assert values == pytest.approx(getattr(expected, name), abs=1e-6, nan_ok=True)
-    assert (found.first, found.last) == (list(range(10)), list(range(5, 15)))
+    assert (found.first, found.last) == (list(range(10)), list(range(10, 20)))

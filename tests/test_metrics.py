@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fdm_cli import metrics
 
@@ -80,6 +81,37 @@ def test_ink_grey_and_changes_are_counted():
     before[0, 0, :2] += torch.tensor([0.05, 0.5])
     assert float(metrics.changed_share(frame, before)) == pytest.approx(1 / 8)
     assert metrics.grey_share(torch.zeros(1, 4, 4)).isnan()
+
+
+def moved(shape: torch.Tensor, *places: tuple[int, int]) -> torch.Tensor:
+    """The shape on black at each place, (n, 1, 32, 32)."""
+    video = torch.zeros(len(places), 1, 32, 32)
+    for frame, (y, x) in zip(video, places, strict=True):
+        frame[0, y : y + shape.shape[0], x : x + shape.shape[1]] = shape
+    return video
+
+
+def test_what_has_only_moved_is_kept():
+    one, other = (torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    before = moved(one, (10, 14), (12, 12), (12, 12))
+    after = moved(one, (13, 11), (12, 12), (8, 15))
+    torch.testing.assert_close(metrics.kept_share(after, before), torch.ones(3))
+    both = after + moved(other, (0, 20), (22, 22), (0, 23))
+    assert (metrics.kept_share(both, before) < 0.85).all()
+    assert (metrics.kept_share(moved(other, (13, 11)), before[:1]) < 0.5).all()
+
+
+def test_what_is_kept_depends_on_no_batch_and_hardly_on_the_size_of_frames():
+    after, before = torch.rand(2, 70, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = metrics.kept_share(after, before)
+    assert found.shape == (70,)
+    torch.testing.assert_close(metrics.kept_share(after[66:67], before[66:67]), found[66:67])
+    one, other = (moved(torch.ones(9, 5), place).repeat(1, 3, 1, 1) for place in ((3, 4), (15, 20)))
+    larger = (F.interpolate(frames, scale_factor=3) for frames in (one, other))
+    torch.testing.assert_close(metrics.kept_share(*larger), metrics.kept_share(one, other))
+    flat = torch.full((1, 1, 4, 4), 0.3)
+    assert metrics.kept_share(flat, before[:1, :1, :4, :4]).isnan()
+    assert metrics.kept_share(before[:1, :1, :4, :4], 1 - flat) == 0
 
 
 def test_colour_frames_are_looked_at_by_brightness():

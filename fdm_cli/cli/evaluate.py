@@ -43,6 +43,7 @@ NEEDS = {
     "bound_timesteps": ("bound",),
     "scheme": ("drift",),
     "length": ("drift",),
+    "step": ("drift",),
     "rollouts": ("drift",),
     "fvd_weights": ("drift",),
     "embedding": ("drift",),
@@ -130,6 +131,7 @@ def evaluate(
     length: Annotated[
         int, typer.Option("--length", metavar="N", min=1, max=100_000, help="Frames of a rollout.")
     ] = 160,
+    step: options.Step = None,
     rollouts: Annotated[
         int, typer.Option("--rollouts", metavar="N", min=1, max=10_000, help="Rollouts of each scheme.")
     ] = 8,
@@ -224,7 +226,7 @@ def evaluate(
         output=output,
     )
     batch = setting.batch(plan, clips) if parts != ("drift",) else 0
-    rolled = _prepare_drift(setting, loaded, length, rollouts, embedding, network) if "drift" in parts else None
+    rolled = _prepare_drift(setting, loaded, length, step, rollouts, embedding, network) if "drift" in parts else None
     measured_on = data or model.config.data.source
     how = ""
     if parts != ("bound",):  # which samples nothing
@@ -378,7 +380,7 @@ class _Rollouts:
 
 
 def _prepare_drift(
-    setting: _Setting, loaded: Sequence[Scheme], length: int, rollouts: int, embedding: str,
+    setting: _Setting, loaded: Sequence[Scheme], length: int, step: int | None, rollouts: int, embedding: str,
     network: VideoFeatures | None,
 ) -> _Rollouts:  # fmt: skip
     from fdm_cli import diversity
@@ -388,8 +390,8 @@ def _prepare_drift(
     window, clips, output = setting.checkpoint.config.model.window, setting.clips, setting.output
     plans = []
     for scheme in loaded:
-        spans = givens.example(scheme, length=length, window=window)
-        plan = planning.make(scheme, length=length, window=window, given=spans)
+        spans = givens.example(scheme, length=length, window=window, step=step)
+        plan = planning.make(scheme, length=length, window=window, step=step, given=spans)
         if plan.calls == 0:
             raise BadInput(f"{scheme.name} has nothing to make of {plural(length, 'frame')}", "a larger --length")
         if plan.given:

@@ -23,6 +23,7 @@ WORDS = {
     "grey": "grey share of visible pixels",
     "sharpness": "sharpness (gradient energy)",
     "changed": "changed pixels a frame",
+    "kept": "kept of the frame 16 before",
 }
 COLOURS = (
     (0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0),
@@ -87,6 +88,7 @@ class Drifts:
             "fvd_unavailable": self.no_fvd,
             "schemes": {
                 name: {
+                    "step": plan.step,
                     "calls": plan.calls,
                     "waves": plan.waves,
                     "network_calls": drift.network_calls,
@@ -111,8 +113,8 @@ class Drifts:
             first, last = len(drift.first), len(drift.last)
             rows = [["", f"first {first}", f"last {last}", "real", "last / real"]]
             for statistic, figures in self.figures(drift).items():
-                rows.append([WORDS[statistic], *(f"{figures[key]:.4f}" for key in ("first", "last", "real"))])
-                rows[-1].append(f"{figures['ratio']:.2f}")
+                keys = {"first": 4, "last": 4, "real": 4, "ratio": 2}
+                rows.append([WORDS[statistic], *(_number(figures[key], digits) for key, digits in keys.items())])
             distance = self.fvd(drift)
             lines += [
                 f"{name}: {plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}, "
@@ -170,6 +172,10 @@ def bound_lines(bound: Bound, given: int, clips: int) -> list[str]:
         f"{plural(clips, 'clip')}: {bound.total:.4f} bits per dimension",
         f"  prior {bound.prior:.6f}, divergences {bound.divergence:.4f}, decoder {bound.decoder:.4f}",
     ]
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
