@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from fdm_cli import data_files, video
 from fdm_cli.data_files import DataFiles, Source
-from fdm_cli.errors import BadInput, RunFailed
-from fdm_cli.files import PASSING, expanded, sync, sync_folder, write_failures
+from fdm_cli.errors import BadInput
+from fdm_cli.files import expanded, sync, sync_folder, write_failures
 from fdm_cli.video_info import VideoInfo
 
 VERSION = 2  # of the format, and of how videos are read and fitted
@@ -214,6 +214,7 @@ class ClipCache:
                         entries.append(_entry(self.data.relative(source.path), opened.info, start, frames, digest))
                         start += frames
                 except BadInput as error:
+                    data_files.refuse_passing(error, source.path)
                     if strict:
                         raise
                     skipped.append(Skipped(error.message.replace(f"{self.data.root}{os.sep}", "", 1), error.hint))
@@ -262,9 +263,7 @@ def _digest(source: Source) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            if error.errno in PASSING:
-                hint = "once it can be read, the same command does; or take the file away"
-                raise RunFailed(f"cannot read {path}: {error.strerror}", hint) from None
+            data_files.refuse_passing(error, path)
             raise BadInput(f"cannot read {path}: {error.strerror or error}") from None
         if len(source.files) > 1:
             digest.update(os.fsencode(path.name))

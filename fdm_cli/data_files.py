@@ -18,8 +18,18 @@ from numpy.typing import NDArray
 from fdm_cli import video
 from fdm_cli.decode_arrays import npz_contents
 from fdm_cli.errors import BadInput, FdmError, RunFailed
-from fdm_cli.files import write_failures
-from fdm_cli.video_info import DEFAULT_FPS, KINDS, Video, VideoInfo
+from fdm_cli.files import PASSING, write_failures
+from fdm_cli.video_info import (
+    DEFAULT_FPS,
+    KINDS,
+    LONG_WORK,
+    MAX_ARRAY_WORK_A_BYTE,
+    MAX_PICTURE_PIXELS,
+    Video,
+    VideoInfo,
+    check_size,
+    check_work,
+)
 
 ARRAYS = (".npy", ".npz")
 CLASSIC = (20, 10_000, 64, 64)  # of the Moving MNIST test set, as it is passed on
@@ -72,19 +82,20 @@ def find(root: Path) -> DataFiles:
     found: list[Path] = []
     ignored = 0
     seen: set[Path] = set()
-    folders = [root]
-    while folders:
-        folder = folders.pop()
+    folders: list[Path] = [root]
+    links: list[Path] = []  # come last, and all in one order: a folder keeps its own name
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
         try:
             if folder.resolve() in seen or _is_run(folder):
                 continue
             seen.add(folder.resolve())
-            entries = {entry: entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith(".")}
+            entries = {entry: entry.is_dir() for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
         except OSError as error:
             raise BadInput(f"cannot read {folder}: {error.strerror or error}") from None
         for entry, is_folder in entries.items():
             if is_folder:
-                folders.append(entry)
+                (links if entry.is_symlink() else folders).append(entry)
             elif entry.suffix.lower() in KINDS and not video.is_sheet(entry.name):
                 found.append(entry)
             else:
@@ -124,8 +135,17 @@ def _is_animation(file: Path) -> bool:
         return False
     try:
         return video.probe(file).frames != 1
-    except BadInput:
+    except BadInput as error:
+        refuse_passing(error, file)
         return False
+
+
+def refuse_passing(error: BadInput | OSError, path: Path) -> None:
+    """Raises RunFailed for what may be readable the next time: what is left out of a cache is left out for good."""
+    cause = error.__cause__ if isinstance(error, BadInput) else error
+    if isinstance(cause, OSError) and cause.errno in PASSING:
+        hint = "once it can be read, the same command does; or take the file away"
+        raise RunFailed(f"cannot read {path}: {cause.strerror}", hint) from None
 
 
 def open_videos(source: Source, scratch: Path) -> Iterator[Video]:
@@ -173,7 +193,7 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
     except (FdmError, MemoryError):
         raise
     except Exception as error:  # zipfile, its decompressors and numpy have many
-        raise BadInput(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from None
+        raise BadInput(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from error
     if array.dtype != np.uint8:
         raise BadInput(f"{path}: holds {array.dtype}, not uint8", "pixels are 0 to 255")
     if array.shape == CLASSIC:  # nothing else, since twenty clips of 64 x 64 look like a part of it
@@ -187,6 +207,10 @@ def read_array(path: Path, scratch: Path) -> tuple[NDArray[np.uint8], float]:
             f"{path}: shape {array.shape} is no set of clips",
             "(N, H, W), (N, H, W, C), (clips, N, H, W) or (clips, N, H, W, C), with C 1 or 3",
         )
+    count, frames, height, width, _ = array.shape
+    check_size(path, width, height, 1, MAX_PICTURE_PIXELS)
+    if path.suffix.lower() == ".npz":
+        check_work(path, width, height, count * frames, MAX_ARRAY_WORK_A_BYTE)
     return array, fps
 
 
@@ -200,6 +224,8 @@ def _unpack(path: Path, scratch: Path) -> float:
                 "save the array as .npy, which needs no unpacking",
             )
         size, free = archive.getinfo(name).file_size, shutil.disk_usage(scratch.parent).free
+        if size > max(LONG_WORK, MAX_ARRAY_WORK_A_BYTE * path.stat().st_size):
+            raise BadInput(f"{path}: {path.stat().st_size} bytes claim to unpack to {size}, which is no real video")
         if size > free:
             raise RunFailed(f"no space left to unpack {path}: {size} bytes, {free} are free", "see FDM_CACHE")
         with archive.open(name) as member, scratch.open("wb") as file:

@@ -242,7 +242,7 @@ def _cache(config: Config) -> ClipCache | None:
         raise BadInput(
             f"no such file: {path}", f"--data takes a folder of videos, a file, or {BUILT_IN!r} for the built-in digits"
         )
-    if not path.is_dir() and path.suffix.lower() not in KINDS and moving_mnist.is_idx(path):
+    if path.is_file() and path.suffix.lower() not in KINDS and moving_mnist.is_idx(path):
         return None
     return ClipCache(data_files.find(path), model.image_size, model.image_channels)
 

@@ -191,7 +191,9 @@ def _scan_gif(file: IO[bytes], path: Path) -> _Layout:
             raise ValueError(f"broken at byte {file.tell() - 1}")
     if not durations:
         raise BadInput(f"{path}: holds no frames", BROKEN)
-    check_size(path, reach_x, reach_y, 1, MAX_PICTURE_PIXELS)  # decoders enlarge the canvas to this
+    canvas = max(width, reach_x), max(height, reach_y)  # decoders enlarge it to this, for every frame
+    check_size(path, *canvas, len(durations), MAX_PICTURE_PIXELS)
+    check_work(path, *canvas, len(durations), MAX_PICTURE_WORK_A_BYTE)
     return _Layout(width, height, durations, grey)
 
 
@@ -205,6 +207,8 @@ def _scan_png(file: IO[bytes], path: Path) -> _Layout:
     while chunk != b"IEND":
         file.seek(position)
         length, chunk = take(file, ">I4s")
+        if (chunk == b"IHDR") != (position == 8):  # a decoder takes the last one
+            raise ValueError(f"broken at byte {position}")
         if chunk == b"fcTL":
             numerator, denominator = take(file, ">20xHH")
             _add_frame(durations, path, numerator, denominator or 100)
@@ -229,6 +233,8 @@ def _scan_webp(file: IO[bytes], path: Path) -> _Layout:
     while position + 8 <= length + 8:
         file.seek(position)
         chunk, size = take(file, "<4sI")
+        if chunk == b"VP8X" and position != 12:
+            raise ValueError(f"broken at byte {position}")
         if chunk == b"VP8X":
             sides = file.read(10)[4:]
             width, height = (1 + int.from_bytes(sides[at : at + 3], "little") for at in (0, 3))

@@ -162,8 +162,7 @@ def joined() -> Iterator[Ranks]:
     Of what the ranks raise, only the first to fail keeps its error; the others get `Silenced`, since they fail for the
     same reason, or because that one is gone.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
         yield ALONE
         return
     import torch
@@ -172,9 +171,14 @@ def joined() -> Iterator[Ranks]:
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    store, rank, size = next(rendezvous("env://"))
-    store = PrefixStore(f"fdm {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        store, rank, size = next(rendezvous("env://"))
+        store = PrefixStore(f"fdm {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except ValueError as error:  # WORLD_SIZE and RANK, and not what belongs to them
+        raise BadInput(f"several processes cannot meet: {error}", "start them with torchrun, or unset RANK") from None
+    except RuntimeError as error:
+        raise RunFailed(f"several processes cannot meet: {' '.join(str(error).split())[:200]}") from error
     try:
         yield Ranks(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
     except Exception as error:

@@ -17,7 +17,8 @@ from fdm_cli.errors import BadInput, FdmError, RunFailed
 MOST_NAME_BYTES = 180  # of a name in a hidden one
 _PARTIAL = re.compile(r"\..+\.\d+\.part(\.\w+)?", re.DOTALL)  # see `partial_name`
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # of shared folders of virtual machines, and some SMB
+# Of shared folders of virtual machines, and some SMB; of folders that may be written but not listed.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES)
 # Errors of reading that another time may not have.
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 

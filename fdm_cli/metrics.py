@@ -111,9 +111,9 @@ def kept_share(frames: Tensor, before: Tensor) -> Tensor:
         before: an earlier frame for each.
     """
     height, width = (min(side, LOOKED_AT) for side in frames.shape[-2:])
-    small = [F.adaptive_avg_pool2d(tensor.double(), (height, width)) for tensor in (frames, before)]
+    small = [F.adaptive_avg_pool2d(tensor, (height, width)) for tensor in (frames, before)]
     parts = (_kept(frames, before) for frames, before in zip(*(torch.split(x, AT_ONCE) for x in small), strict=True))
-    return torch.cat(list(parts)).float()
+    return torch.cat(list(parts))
 
 
 def _kept(frames: Tensor, before: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
@@ -60,28 +60,29 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
         self._parts = list(matrices.values())
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of all parameters; the matrices' gradients are used up."""
-        loss = None if closure is None else closure()
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of all parameters; the matrices' gradients are used up. Takes no closure."""
         group = self.param_groups[1]
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by shape: turned in one go
         for parameter, parts in zip(group["params"], self._parts, strict=True):
             if parameter.grad is not None:
-                self._turn(parameter, parameter.grad, parts, group["lr"], group["weight_decay"])
+                matrices = self._momentum(parameter, parameter.grad).reshape(parts, len(parameter) // parts, -1)
+                alike[matrices.shape[1:]].append((parameter, matrices))
                 parameter.grad = None  # AdamW leaves alone what has none
-        super().step()
-        return loss
+        while alike:
+            shape, those = alike.popitem()
+            turned = orthogonalised(torch.cat([matrices for _, matrices in those]))
+            for (parameter, _), own in zip(those, torch.split(turned, [len(m) for _, m in those]), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(own.reshape(parameter.shape), alpha=-group["lr"] * ADAMW_SIZE * max(shape) ** 0.5)
+        super().step(closure)
 
-    @torch.no_grad()
-    def _turn(self, parameter: Tensor, gradient: Tensor, parts: int, rate: float, decay: float) -> None:
+    def _momentum(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         state = self.state[parameter]
-        if not state:  # AdamW's names: its way of loading a state asks for `step`
+        if not state:  # by AdamW's names, whose way of loading a state asks for `step`; it counts nothing here
             state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(parameter)
-        state["step"] += 1
-        momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
-        matrices = gradient.lerp(momentum, MOMENTUM).reshape(parts, len(parameter) // parts, -1)
-        size = ADAMW_SIZE * max(matrices.shape[1:]) ** 0.5
-        parameter.mul_(1 - rate * decay)
-        parameter.add_(orthogonalised(matrices).view(parameter.shape), alpha=-rate * size)
+        return gradient.lerp(state["exp_avg"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
 
 
 def _matrices(model: UNet) -> dict[Tensor, int]:

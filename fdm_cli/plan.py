@@ -263,7 +263,9 @@ class _Draft:
         self.places = 0
         self.among, self.wave_among = 0, -1
         if given:
-            self.board.origin = [frame for start, stop in given for frame in range(start, stop)]
+            spans = [range(start, stop) for start, stop in given]
+            # One span, of which there may be millions of frames, is not written out.
+            self.board.origin = spans[0] if len(spans) == 1 else [frame for span in spans for frame in span]
         elif scheme.start is not None:
             self.board.origin = rules.start(scheme.start, length, window, scheme.closed)
             self.add(scheme.where, [], list(self.board.origin), 0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
+PASSED_ON = 3.0  # seconds within which torchrun passes on a signal that its processes have had already
 _NO_MORE = b"\0"  # which is no signal
 
 
@@ -14,7 +16,8 @@ class StopSignals:
     """Turns the first SIGINT or SIGTERM into a request, so that the step in progress can be finished and saved.
 
     The second one stops at once, even inside a long call of the library. Python runs a handler only between two of its
-    own instructions; but the system notes every signal in a pipe as it comes, and a thread reads it.
+    own instructions; but the system notes every signal in a pipe as it comes, and a thread reads it. Under torchrun,
+    which passes on what it gets, a signal to all processes comes twice: a second one soon after the first is none.
     """
 
     def __init__(self) -> None:
@@ -41,12 +44,13 @@ class StopSignals:
         os.close(self._read)
 
     def _watch(self) -> None:
+        first = 0.0
         while (byte := os.read(self._read, 1)) != _NO_MORE:
             if byte[0] not in self._before:
                 continue
             if self.received is None:
-                self.received = byte[0]
-            else:
+                self.received, first = byte[0], time.monotonic()
+            elif "TORCHELASTIC_RUN_ID" not in os.environ or time.monotonic() > first + PASSED_ON:
                 # Files are replaced whole or not at all, the lock goes with the process; but a bar hides the cursor.
                 show_cursor = b"\x1b[?25h" if os.isatty(2) else b""
                 os.write(2, show_cursor + b"\nerror: stopped at once; --resume goes on from what was saved last\n")

@@ -169,6 +169,8 @@ def _open_folder(folder: Path) -> Video:
     for file in files:
         info = read(file).info
         first = first or info
+        if info.frames != 1:
+            raise BadInput(f"{file}: an animation among the images of a folder", "name the file itself")
         if (info.height, info.width) != (first.height, first.width):
             raise BadInput(
                 f"{file}: {info.width}x{info.height}, but {first.path.name} is {first.width}x{first.height}",

@@ -21,12 +21,14 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from fdm_cli.errors import RunFailed
 from fdm_cli.video_info import Frame
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FOLDER = "a folder of PNG images"
+WEBP_BYTES = 2**32 - 64
 MP4_QUALITY = "10"  # x264's constant rate factor: 0 is lossless, 23 its default, visible on tiny frames
 
 
@@ -168,6 +170,8 @@ class _WebP(_FileEncoder):
         self.frame_header = bytes(6) + size + milliseconds + b"\x02"  # do not blend with the frame before
 
     def chunk(self, name: bytes, body: bytes) -> None:
+        if self.file.tell() + len(body) > WEBP_BYTES:
+            raise RunFailed("a WebP file holds less than 4 GiB", "--output names an MP4 or NPZ file instead")
         self.file.write(name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2))
 
     def write(self, frame: Frame) -> None:

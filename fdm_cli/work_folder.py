@@ -146,7 +146,7 @@ class WorkFolder:
         with write_failures(self.path):
             self.path.mkdir(exist_ok=True)
         lock = self._lock()
-        done, rubbish = False, None
+        done, anew, rubbish = False, False, None
         try:
             with write_failures(self.path):
                 # Frames of which nobody says what they are belong to another run, killed while it was thrown away.
@@ -154,6 +154,7 @@ class WorkFolder:
                 if recorded is not None:
                     self._check(recorded, facts)
                 self._clear(keep_run=recorded is not None)
+                anew = recorded is None
                 with replacing(self._run) as temporary:
                     noted = {**facts, "checkpoint": (recorded or {}).get("checkpoint", checkpoint)}
                     temporary.write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
@@ -164,6 +165,8 @@ class WorkFolder:
             if hasattr(self, "journal"):
                 self.journal.close()
                 rubbish = self._set_aside() if done or not self.worthwhile else None
+            elif anew:  # a full disk
+                rubbish = self._set_aside()
             lock.release()  # network file systems keep a file, and so its folder, that is open
             if rubbish:
                 shutil.rmtree(rubbish, ignore_errors=True)

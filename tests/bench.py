@@ -6,6 +6,7 @@ shared. Prints one line a figure.
 
 import contextlib
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -251,12 +252,15 @@ def sampled(options: list[str], output: Path) -> tuple[float, tuple[float, float
     journal = output.with_name(f".{output.name}.work") / "journal.jsonl"
     command = [FDM, "sample", *options, "--quiet", "--force", "--output", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    peak = 0.0
     times: list[tuple[int, float]] = []  # bytes of the journal, whose lines are about equally long; the time taken
     while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        pid, status = os.waitpid(process.pid, os.WNOHANG)
         if pid:
             break
         with contextlib.suppress(OSError):
+            # Not what `wait4` says: a child begins with the peak of its parent.
+            peak = resident_peak(process.pid) or peak
             times.append((journal.stat().st_size, processor_seconds(process.pid)))
         time.sleep(0.02)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -265,7 +269,13 @@ def sampled(options: list[str], output: Path) -> tuple[float, tuple[float, float
     began, half, end = (
         next((when for size, when in times if size > share * times[-1][0]), times[-1][1]) for share in (0, 0.5, 0.999)
     )
-    return usage.ru_maxrss / 1000, (half - began, end - half)
+    return peak, (half - began, end - half)
+
+
+def resident_peak(pid: int | str = "self") -> float | None:
+    """The most memory that a process has had, in MB; None of one that has just ended (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1000 if found else None
 
 
 def processor_seconds(pid: int) -> float:

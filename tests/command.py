@@ -132,6 +132,9 @@ def _serve() -> None:
             answer = process.pid
             running[answer] = process
         print(json.dumps(answer), flush=True)
+    for process in running.values():  # of a test that has failed; it would be waited for
+        if process.is_alive():
+            process.kill()
 
 
 def _become(arguments: list[str], cwd: str, env: dict[str, str], outputs: list[str]) -> None:

@@ -4,10 +4,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import command
 from tests.command import ROOT as ROOT
 
+# Of the same examples every time, and without a limit of time: the machine may have other work.
+settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+settings.load_profile("tests")
 LONGEST = ("test_compiled.py", "test_train_resume.py", "test_distributed.py", "test_memory.py", "test_resume.py")
 
 

@@ -47,6 +47,14 @@ def test_its_training_can_be_retraced():
     assert [trainer.train_step()[0] for _ in range(4)] == pytest.approx(losses[:4], abs=2e-4)
 
 
+@pytest.mark.slow
+def test_it_predicts_better_than_the_last_frame_and_as_sharp_as_the_true_ones(tmp_path):
+    done = fdm("evaluate", "--only", "prediction", "--clips", 8, "--sampling-steps", 5, "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)["prediction"]
+    assert found["model"]["psnr"][0] > found["copy_last"]["psnr"][0] + 2
+    assert 0.7 < found["model"]["sharpness"][0] < 1.4
+
+
 def test_evaluate_takes_it_too(tmp_path):
     done = fdm("evaluate", "--only", "prediction", "--clips", 2, "--sampling-steps", 2, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["checkpoint"] == str(BUNDLED_MODEL)

@@ -154,9 +154,11 @@ def test_a_passing_error_leaves_no_file_out_for_good(folder, cache_dir, monkeypa
 
 def test_two_processes_at_once_decode_once(folder):
     first = start(folder, 512)
-    first.stdout.readline()  # it holds the lock
+    first.stdout.readline()
+    first.send_signal(signal.SIGSTOP)  # while it holds the lock
     second = start(folder, 512)
     assert second.stdout.readline() == "0 waiting\n"
+    first.send_signal(signal.SIGCONT)
     outputs = [process.communicate(timeout=120) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], outputs
     assert "decoding" in outputs[0][0]

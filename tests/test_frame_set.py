@@ -1,11 +1,10 @@
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fdm_cli import frame_set
 from fdm_cli.frame_set import FrameSet
 
 
-@settings(derandomize=True, deadline=None, database=None)
 @given(st.integers(1, 60), st.data())
 def test_finds_what_a_plain_set_finds(length, data):
     blocks = frame_set._BLOCK

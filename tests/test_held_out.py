@@ -6,6 +6,7 @@ from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
 from fdm_cli.distributed import Ranks
 from fdm_cli.unet import UNet
+from tests.networks import randomise
 
 
 class Guess(torch.nn.Module):
@@ -42,6 +43,7 @@ def test_it_is_the_same_for_every_seed_masks_and_number_of_clips_at_once():
     torch.manual_seed(0)
     config = configuration.load_preset("micro", ("model.window=4", "data.clip_length=8"))
     model = UNet(config).eval()
+    randomise(model)  # a fresh one says zero, whatever it is given
     first = measure(model)
     growing = ("data.first_clip_length=2", "data.growth_steps=99")
     for again in (
@@ -50,4 +52,4 @@ def test_it_is_the_same_for_every_seed_masks_and_number_of_clips_at_once():
         measure(model, 16, "training.timestep_shift=3"),
         measure(model, 16, *growing),
     ):
-        assert torch.allclose(torch.tensor(again.quartiles), torch.tensor(first.quartiles), rtol=1e-5)
+        assert torch.allclose(torch.tensor(again.quartiles), torch.tensor(first.quartiles), rtol=1e-4)

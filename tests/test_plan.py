@@ -19,7 +19,7 @@ from tests.plan_oracle import check, paper_plan
 GOLDEN = Path(__file__).parent / "data" / "plans.json.gz"
 PAPER = ["autoregressive", "long-range", "hierarchy-2", "hierarchy-3", "hierarchy-4"]
 
-stable = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+stable = settings(max_examples=200)
 
 
 def hierarchy(levels: int) -> Scheme:

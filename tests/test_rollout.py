@@ -103,7 +103,16 @@ def test_windows_of_different_lengths_share_a_batch(checkpoint, tmp_path):
     torch.testing.assert_close(batched, alone, atol=1e-4, rtol=0)
 
 
-def test_much_shorter_windows_and_guided_ones_of_another_shape_are_not_padded(checkpoint, monkeypatch):
+HALVES = """
+length: 30
+start: contiguous
+rounds:
+  - {generate: {frames: "16:26"}, observe: [frames: "0:6"]}
+  - {generate: {frames: "26:30"}, observe: [frames: "0:4"]}
+"""
+
+
+def test_much_shorter_windows_and_guided_ones_of_another_shape_are_not_padded(checkpoint, tmp_path, monkeypatch):
     sizes = []
     sample_batch = rollout.sample_batch
 
@@ -114,8 +123,11 @@ def test_much_shorter_windows_and_guided_ones_of_another_shape_are_not_padded(ch
 
     monkeypatch.setattr(rollout, "sample_batch", watched)
     shapes = []
+    (tmp_path / "halves.yaml").write_text(HALVES)
+    _, calls = make(checkpoint, str(tmp_path / "halves.yaml"), 30)
+    assert sorted(map(sorted, sizes)) == [[8], [16], [16]]
+    assert calls == 3 * 2
     make(checkpoint, "keyframes", 33)
-    assert all(4 * min(batch) >= 3 * max(batch) for batch in sizes)
     assert any(len(observed) > 1 for observed in shapes)
     shapes = []
     make(checkpoint, "keyframes", 33, sampling=sampling(guidance=1.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -106,7 +107,7 @@ def main() -> NoReturn:
     except OSError as error:
         if settings.debug:
             traceback.print_exc()
-        _fail(_describe_os_error(error), None, 1)
+        _fail(_describe_os_error(error), None, 2 if error.errno == errno.ENAMETOOLONG else 1)
     if code == 130:
         _fail("interrupted", None, 130)
     sys.exit(code if isinstance(code, int) else 0)

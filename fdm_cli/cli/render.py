@@ -144,7 +144,7 @@ class _Lines:
         if now - self._shown < PLAIN_INTERVAL:
             return
         self._shown = now
-        rate = (done - self._start) / (now - self._began)
+        rate = (done - self._start) / max(now - self._began, 1e-9)
         left = (self._total - done) / rate if rate else float("inf")
         steps = f"step {part[0]}/{part[1]}" if part[1] else ""
         words = [f"{done}/{self._total} {self._unit}", remark, steps, speed or f"{rate:.3g} {self._unit}/s"]

@@ -250,11 +250,11 @@ def _resumed_config(
             if name in MAY_CHANGE and file is not None:
                 output.warn(f"{folder.path} keeps its {name}, {own}: {file} says {other}, which takes --set")
             if name not in MAY_CHANGE:
-                raise BadInput(
-                    f"{folder.path} was started with another {name}",
-                    "a resumed run may change its --steps, --data and --precision, how its work is split and saved, "
-                    "nothing else; --init-from starts another run from its weights",
-                )
+                hint = "a resumed run may change its --steps, --data and --precision, how its work is split and saved, "
+                hint += "nothing else; --init-from starts another run from its weights"
+                if preset is not None:
+                    hint = f"without --preset it goes on as it was begun; {hint}"
+                raise BadInput(f"{folder.path} was started with another {name}", hint)
     return config
 
 

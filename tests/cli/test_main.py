@@ -11,10 +11,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from fdm_cli.cli import render
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import is_out_of_memory
 from tests.command import environment
 from tests.conftest import ROOT, fdm
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(render.time, "monotonic", lambda: now[0])
+    with Output().progress(100, "windows", done=10) as progress:
+        for second in range(40):
+            now[0] = float(second)
+            progress.update(10 + second, "loss 0.5", part=(3, 15))
+        now[0] = 60.0
+        progress.skip(70)
+        progress.update(70)
+    assert capsys.readouterr().err.splitlines() == [
+        "25/100 windows  loss 0.5  step 3/15  1 windows/s  75 s left",
+        "40/100 windows  loss 0.5  step 3/15  1 windows/s  60 s left",
+        "70/100 windows  0 windows/s  unknown time left",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"], ["extend", "--help"]])
