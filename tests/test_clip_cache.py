@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import imageio.v3
 import numpy as np
 import pytest
 
@@ -147,6 +148,19 @@ def test_a_passing_error_leaves_no_file_out_for_good(folder, cache_dir, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", failing)
         with pytest.raises(RunFailed, match=r"cannot read .*3\.mp4: Input/output error"):
+            filled(folder)
+    assert not list(cache_dir.rglob("videos.json"))
+    assert [entry.name for entry in filled(folder).videos] == ["1.gif", "3.mp4", "4.npy"]
+
+
+def test_so_does_one_that_comes_while_a_file_is_decoded(folder, cache_dir, monkeypatch):
+    def failing(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imageio.v3, "imiter", failing)
+        with pytest.raises(RunFailed, match=r"cannot read .*1\.gif: Input/output error"):
             filled(folder)
     assert not list(cache_dir.rglob("videos.json"))
     assert [entry.name for entry in filled(folder).videos] == ["1.gif", "3.mp4", "4.npy"]

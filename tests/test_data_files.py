@@ -1,3 +1,7 @@
+import io
+import math
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -28,6 +32,15 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (data / "link").symlink_to(tmp_path / "elsewhere")
     (data / "loop").symlink_to(data)
     assert names(data) == ["link/a.gif"]
+
+
+def test_a_folder_keeps_its_own_name_whatever_links_to_it(tmp_path):
+    data = tmp_path / "data"
+    (data / "m").mkdir(parents=True)
+    (data / "m" / "a.gif").touch()
+    for name in ("a", "z"):
+        (data / name).symlink_to(data / "m")
+    assert names(data) == ["m/a.gif"]
 
 
 def test_what_training_itself_writes_is_no_data(tmp_path):
@@ -136,6 +149,18 @@ def test_an_npz_that_unpacks_to_too_much(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="unpacks to more than"):
         read_array(tmp_path / "a.npz", tmp_path / "scratch")
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize(("shape", "packing"), [((50_000_000, 1, 1), "DEFLATED"), ((2000, 50, 50), "BZIP2")])
+def test_an_npz_of_more_than_any_video_has(tmp_path, monkeypatch, shape, packing):
+    monkeypatch.setattr("fdm_cli.data_files.LONG_WORK", 1_000_000)  # before it is unpacked
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", getattr(zipfile, f"ZIP_{packing}")) as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(math.prod(shape)))
+    with pytest.raises(BadInput, match="which is no real video"):
+        read_array(tmp_path / "a.npz", tmp_path / "scratch")
+    assert (tmp_path / "scratch").exists() == (packing == "DEFLATED")
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])

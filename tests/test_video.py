@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from fdm_cli import video
 from fdm_cli.errors import BadInput
+from tests import clips
 from tests.clips import everything, over_gradient, write
 
 SEED = np.random.default_rng(7)
@@ -327,6 +328,12 @@ def png_bytes(width, height):
     )
 
 
+def webp_bytes(*names):
+    """Chunks of no use, of 6 bytes each."""
+    chunks = b"".join(name + struct.pack("<I", 6) + bytes(6) for name in names)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
 def npz_bytes(**members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -366,11 +373,14 @@ def claims(shape, descr="|u1"):
         ("a.gif", gif_bytes(6000, 6000, 277), "6114 bytes claim 277 frames of 6000x6000"),
         ("a.gif", gif_bytes(1, 1, 200_000), "claims more than 150000 frames"),
         ("a.gif", gif_bytes(1, 1)[:10] + gif_bytes(60000, 60000)[10:], "claims frames of 60000x60000"),
+        ("a.gif", gif_bytes(1, 1)[:10] + gif_bytes(6000, 6000, 300)[10:], "claims 300 frames of 6000x6000"),
         ("a.gif", gif_bytes(0, 5), "0x5"),
         ("a.gif", gif_bytes(5, 5, 0), "no frames"),
         ("a.gif", b"GIF89a", "ends too early"),
         ("a.png", png_bytes(50000, 50000), "claims frames of 50000x50000"),
         ("a.png", png_bytes(4, 4)[:-6], "truncated|ends too early"),
+        ("a.png", png_bytes(4, 4)[:33] + png_bytes(9000, 9000)[8:], "broken at byte 33"),
+        ("a.webp", webp_bytes(b"VP8L", b"VP8X"), "broken at byte 26"),
         ("a.bmp", b"BM" + bytes(60), "cannot be read"),
         ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(60), "cannot be read"),
         ("a.webp", b"RIFF\xff\0\0\0WEBPVP8L", "truncated"),
@@ -520,3 +530,11 @@ def test_reading_says_nothing_on_its_own(tmp_path, capfd):
     with pytest.raises(BadInput):
         video.read(tmp_path / "a.mp4")
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_animation_is_no_frame_of_a_folder(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for number in range(2):
+        clips.write_pictures(tmp_path / "frames" / f"{number}.webp", clips.moving_square(5, 10, 14, number))
+    with pytest.raises(BadInput, match=r"0\.webp: an animation among the images"):
+        video.read(tmp_path / "frames")

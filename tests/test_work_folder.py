@@ -1,10 +1,11 @@
 import contextlib
 import json
+import resource
 
 import pytest
 import torch
 
-from fdm_cli.errors import BadInput
+from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.work_folder import Journal, WorkFolder
 
@@ -43,6 +44,17 @@ def test_it_stays_when_something_was_finished_and_only_then(folder, tmp_path):
     assert folder.facts() == {**FACTS, "checkpoint": "a.pt"}
     with folder.opened(FACTS, True, "a.pt"):
         assert [folder.journal.next() for _ in range(3)] == [{"round": 0}, {"round": 1}, None]
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(folder, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(RunFailed, match="no space left"), folder.opened(FACTS, False, "a.pt"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_run_is_not_resumed(folder):

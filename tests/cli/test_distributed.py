@@ -82,16 +82,16 @@ def test_another_number_of_processes_goes_on(alone, tmp_path):
     assert_close(run, alone)
 
 
-@pytest.mark.parametrize("to", ["one process", "torchrun"])
+@pytest.mark.parametrize("to", ["one process", "torchrun", "all"])
 def test_a_signal_to_any_stops_all_after_the_step(tmp_path, to):
     run = tmp_path / "run"
     process = torchrun(2, *TINY, "--steps", 100_000, "--run-dir", run)
     wait_for(lambda: process.poll() is not None or len(list(RunFolder(run).read_metrics())) >= 3)
     assert process.poll() is None, process.stderr.read()
-    if to == "torchrun":
-        process.send_signal(signal.SIGTERM)
-    else:
-        os.kill(_child(process.pid, rank=1), signal.SIGTERM)
+    # A service that is stopped has its processes signalled, and torchrun passes on its own to them.
+    members = [_child(process.pid, rank) for rank in (0, 1)]
+    for pid in {"one process": members[1:], "torchrun": [process.pid], "all": [*members, process.pid]}[to]:
+        os.kill(pid, signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode != 0
     assert stdout == ""
@@ -179,3 +179,34 @@ def test_processes_do_not_share_a_mac_s_gpu():
 def test_evaluate_is_one_process(tmp_path):
     _, stderr = finish(torchrun(2, "evaluate", "--clips", 2, cwd=tmp_path), 1)
     assert errors(stderr) == ["error: fdm evaluate is one process, torchrun started 2"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [({"WORLD_SIZE": "2"}, "MASTER_ADDR"), ({"WORLD_SIZE": "two", "MASTER_ADDR": "127.0.0.1"}, "two")],
+)
+def test_half_of_what_torchrun_says_is_bad_usage(tmp_path, environment, says):
+    done = fdm("train", "--preset", "micro", "--run", "run", cwd=tmp_path, check=2, RANK="0", **environment)
+    assert done.stderr.startswith("error: several processes cannot meet: ")
+    assert says in done.stderr.splitlines()[0]
+    assert done.stderr.splitlines()[1] == "hint: start them with torchrun, or unset RANK"
+
+
+def test_a_video_made_together_can_be_stopped_and_gone_on_with(micro_weights, tmp_path):
+    command = ("sample", "--checkpoint", micro_weights, "--scheme", "keyframes", "--length", 160, "--num-samples", 2,
+               "--grid", "--max-batch", 2, "--sampling-steps", 4, "--seed", 1)  # fmt: skip
+    fdm(*command, "--output", "alone.npz", "-q", cwd=tmp_path)
+    finish(torchrun(2, *command, "--output", "whole.npz", cwd=tmp_path))
+    alone, whole = (np.load(tmp_path / f"{name}.npz")["frames"].astype(int) for name in ("alone", "whole"))
+    assert abs(alone - whole).max() <= 1  # of one process, up to rounding
+    process = torchrun(2, *command, "--output", "video.npz", cwd=tmp_path)
+    journal = tmp_path / ".video.npz.work" / "journal.jsonl"
+    wait_for(lambda: process.poll() is not None or (journal.exists() and journal.read_bytes().count(b"\n") >= 2))
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (error,) = errors(stderr)
+    assert error.startswith("error: interrupted; ")
+    assert not (tmp_path / "video.npz").exists()
+    finish(torchrun(2, *command, "--output", "video.npz", "--resume", cwd=tmp_path))
+    assert (tmp_path / "video.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()

@@ -142,7 +142,11 @@ def test_an_interruption_while_torch_is_loaded(seconds):
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300, f"{'x' * 300}/y"])
-@pytest.mark.parametrize("command", [["extend"], ["sample", "--scheme"], ["sample", "--checkpoint"]])
+@pytest.mark.parametrize(
+    "command",
+    [["extend"], ["sample", "--scheme"], ["sample", "--checkpoint"], ["train", "--run"], ["train", "--data"],
+     ["inspect-scheme", "loop", "--plot"]],
+)  # fmt: skip
 def test_names_that_no_file_has(command, name, tmp_path):
     done = fdm(*command, name, cwd=tmp_path, check=2)
     assert [line.partition(":")[0] for line in done.stderr.splitlines()].count("error") == 1

@@ -70,6 +70,8 @@ def test_resume_takes_the_run_s_own_configuration(straight, tmp_path):
     assert "another training.learning_rate" in done.stderr
     done = fdm("train", "--run", run, "--resume", "--set", "training.accumulation=4", "--precision", "fp32")
     assert "accumulation: 4" in (run / "config.yaml").read_text()
+    done = fdm("train", "--preset", "moving-mnist-small", "--run", run, "--resume", check=2)
+    assert "hint: without --preset it goes on as it was begun" in done.stderr
     # The preset's own number of steps is not an option that was given.
     done = fdm("train", "--preset", "micro", *MICRO[5:], "--run", run, "--resume")
     assert "is at step 6 already" in done.stderr
@@ -198,6 +200,12 @@ def test_dry_run_starts_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     text = fdm("train", "--preset", "micro", "--dry-run", cwd=tmp_path).stdout
     assert yaml.safe_load(text)["model"]["image_size"] == 16
+
+
+def test_a_pipe_is_no_data_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    done = fdm("train", "--data", "pipe", cwd=tmp_path, check=2)
+    assert "pipe: " in done.stderr
 
 
 def test_a_configuration_file_and_data_of_one_s_own(tmp_path):
