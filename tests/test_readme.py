@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fdm_cli import given, scheme
+from fdm_cli import plan as planning
+from fdm_cli.config import load_preset
 from tests.conftest import ROOT, fdm
 from tests.readme import README, snippet, with_current_help
 
@@ -36,6 +39,35 @@ def test_the_snippet_for_ci_runs_as_it_stands(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert (work / "video.gif").stat().st_size > 1000
+
+
+def test_the_lines_of_python_run_as_they_stand(micro_checkpoint):
+    lines = snippet("From Python", "python").replace("runs/micro/checkpoints/step-00001000.pt", str(micro_checkpoint))
+    names = {}
+    exec(lines, names)
+    assert names["estimate"].shape == (1, 16, 1, 16, 16)
+
+
+def test_numbers_of_frames_that_are_named():
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    reaches = {
+        "autoregressive": 16,
+        "prepend": 16,
+        "long-range": 148,
+        "loop": 151,
+        "hierarchy-2": 160,
+        "keyframes": 160,
+    }
+    for name, frames in reaches.items():
+        one = scheme.load(name)
+        plan = planning.make(one, length=160, window=16, given=given.example(one, length=160, window=16))
+        assert plan.reach + 1 == frames, name
+        assert f"`{name}`" in text
+    assert "clips of 16 frames do for `autoregressive` and `prepend`" in text
+    assert "148 for `long-range`; 151 for `loop`" in text
+    data = load_preset("moving-mnist-small").data
+    assert [data.spanned(step) for step in (10_000, 20_000, 30_000, 40_000)] == [31, 54, 93, 160]
+    assert "to 31 frames at step 10,000, 54 at 20,000, 93 at 30,000 and 160 at 40,000" in text
 
 
 @pytest.mark.slow

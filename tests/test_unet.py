@@ -8,6 +8,7 @@ import torch
 from fdm_cli.attention import Distances, TemporalBias
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig, load_preset
 from fdm_cli.unet import Conditions, ResidualBlock, UNet, Window
+from tests.bench import flops
 from tests.networks import randomise
 from tests.oracle import OracleUNet
 from tests.reference import ARCHITECTURES
@@ -260,3 +261,10 @@ def test_all_tensors_are_on_the_network_s_device(preset):
     output.sum().backward()
     assert output.shape == video.shape
     assert all(parameter.grad.device.type == "meta" for parameter in model.parameters())
+
+
+def test_after_the_last_attention_only_latent_frames_are_computed():
+    model, data = network("seed-small", dropout=0.0), inputs()
+    with torch.no_grad():
+        latent, every = (flops(lambda frames=frames: call(model, data, frames=frames)) for frames in ("latent", "all"))
+    assert latent < 0.85 * every  # half of the frames are latent
