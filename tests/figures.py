@@ -6,6 +6,7 @@ samplers   prediction against network calls a window, for each sampler (docs/sam
 schemes    drift, windows, waves, network calls and seconds of every shipped scheme
 guidance   prediction and drift for several weights and rescalings
 steps      drift with fewer new frames a window
+paces      every tenth frame of a video with each number of them (docs/steps.png)
 weights    every tenth frame of a video with each of them (docs/guidance.png)
 pictures   every tenth frame of a video by each scheme (docs/schemes.png)
 seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
@@ -137,6 +138,12 @@ def stepped(step: int) -> dict:
     return evaluate("--only", "drift", "--step", step, "--threads", 1)
 
 
+def paces() -> None:
+    """One seed with every number of new frames."""
+    rows = {f"{step} new frames a window": videos("sample", "--step", step)[0] for step in STEPS}
+    sheet(DOCS / "steps.png", rows)
+
+
 def weights() -> None:
     """One seed with every weight and rescaling."""
     rows = {
@@ -191,7 +198,7 @@ def seeds() -> None:
         sheet(DOCS / f"{name}.png", {f"{name} {number}": video for number, video in enumerate(made, 1)})
 
 
-PARTS = {part.__name__: part for part in (samplers, schemes, guidance, steps, weights, pictures, seeds)}
+PARTS = {part.__name__: part for part in (samplers, schemes, guidance, steps, paces, weights, pictures, seeds)}
 
 if __name__ == "__main__":
     PARTS[sys.argv[1]]()

@@ -230,9 +230,8 @@ def _run(job: _Job, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str]:
         output.note("no run was interrupted here: starting one")
     began = time.monotonic()
     if ranks.rank == 0:
-        facts = {name: report[name] for name in _DECISIVE if name in report}
-        stack.enter_context(files.work.opened(facts, request.resume, str(job.model_file)))
-        files.check()  # another run may have chosen the same names, and be done by now
+        job = _hold(job, {name: report[name] for name in _DECISIVE if name in report}, stack)
+        files = job.files
         if files.force:
             files.let_replace()
     output.note(
@@ -275,6 +274,24 @@ def _run(job: _Job, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str]:
         output.note(f"contact sheet: {sheet}")
     paths, sheets = (list(map(str, names)) for names in (files.paths, files.sheets))
     return dict(reports[0], outputs=paths, sheets=sheets), "\n".join(paths)
+
+
+def _hold(job: _Job, facts: dict[str, Any], stack: contextlib.ExitStack) -> _Job:
+    """The job, its outputs held for this process as long as the stack; under other names if those chosen are taken."""
+    side = job.checkpoint.config.model.image_size
+    while True:
+        files = job.files
+        try:
+            with contextlib.ExitStack() as attempt:
+                attempt.enter_context(files.work.opened(facts, job.request.resume, str(job.model_file)))
+                files.check()  # another run may have chosen the same names, and be done by now
+                stack.push(attempt.pop_all())
+                return job
+        except BadInput:
+            again = None if job.request.output or files.earlier else _outputs(job.request, job.plan.scheme)
+            if again is None or again.paths == files.paths:
+                raise
+            job = replace(job, files=again, films=_films(job.request, again, job.plan, side, job.fps))
 
 
 def _report(job: _Job, seed: int) -> dict[str, Any]:

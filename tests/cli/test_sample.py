@@ -224,3 +224,13 @@ def test_a_chosen_name_is_one_of_a_file_here(micro_weights, tmp_path):
     frames = tmp_path / "frames"
     fdm("sample", *common, "-o", frames, cwd=tmp_path)
     assert fdm("extend", ".", *common[:2], *FAST, "--length", 4, cwd=frames).stdout.strip() == "frames-extended-1.gif"
+
+
+def test_runs_that_begin_at_once_choose_different_names(micro_weights, tmp_path):
+    command = ("sample", "--checkpoint", micro_weights, "--scheme", "single", "--length", 8, "--sampling-steps", 2)
+    runs = [Command(*command, cwd=tmp_path) for _ in range(4)]
+    for run in runs:
+        _, stderr = run.communicate(timeout=120)
+        assert run.returncode == 0, stderr
+    names = {f"sample-single-{number}.gif{end}" for number in range(1, 5) for end in ("", ".json")}
+    assert {path.name for path in tmp_path.iterdir()} == names
