@@ -13,7 +13,8 @@ def large_frames(tmp_path_factory):
     """A model whose frames are large (49 KB as bytes) and whose network is small: 128 x 128 pixels in blocks of 16."""
     folder = tmp_path_factory.mktemp("large") / "run"
     shape = ("image_size=128", "patch_size=16", "image_channels=3", "attention_resolutions=[4]")
-    sets = [part for value in shape for part in ("--set", f"model.{value}")]
+    sets = ["--set", "data.moving_mnist.canvas=128"]
+    sets += [part for value in shape for part in ("--set", f"model.{value}")]
     return fdm("train", "--preset", "micro", *sets, "--steps", 1, "--run", folder, "-q").stdout.strip()
 
 
