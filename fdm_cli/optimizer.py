@@ -61,7 +61,7 @@ class Muon(torch.optim.AdamW):
         self._parts = list(matrices.values())
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # AdamW's is overloaded
         """One step of all parameters; the matrices' gradients are used up. Takes no closure."""
         group = self.param_groups[1]
         alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by shape: turned in one go
