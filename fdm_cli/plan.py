@@ -308,19 +308,19 @@ class _Draft:
         if len(observed) + more + len(latent) > board.window:
             frame = latent[0] if latent else 0
             raise BadInput(
-                f"{where}: stage {number}, which makes frame {frame}: {len(observed) + more} observed and "
+                f"{where}: window {number}, which makes frame {frame}: {len(observed) + more} observed and "
                 f"{len(latent)} latent frames do not fit into a window of {board.window}",
                 "a larger --window, or a smaller --length",
             )
         if not latent:
-            raise BadInput(f"{where}: stage {number} makes no frame")
+            raise BadInput(f"{where}: window {number} makes no frame")
         if not _within(latent, length) or known.count_of(latent):
             frame = next((f for f in latent if not 0 <= f < length or f in known), latent[0])
-            raise BadInput(f"{where}: stage {number}: frame {frame} is not a new frame of the video")
+            raise BadInput(f"{where}: window {number}: frame {frame} is not a new frame of the video")
         if observed and (not _within(observed, length) or visible.count_of(observed) < len(observed)):
             frame = next((f for f in observed if not 0 <= f < length or f not in visible), observed[0])
             raise BadInput(
-                f"{where}: stage {number} observes frame {frame}, which is not known by then",
+                f"{where}: window {number} observes frame {frame}, which is not known by then",
                 "observe frames that are given or that an earlier round makes",
             )
         self.places += len(observed) + len(latent)

@@ -1,4 +1,4 @@
-"""A plan as a picture for a page: frames across, stages down.
+"""A plan as a picture for a page: frames across, windows down.
 
 The colours are apart in grey print too: dark blue generated, orange observed, light grey known.
 """
@@ -25,14 +25,14 @@ _PAPER = (255, 255, 255)
 _WIDTH = 1280
 _MOST_ROWS = 480
 _HEIGHT = 560
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 64, 64, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 64, 64, 48
 _FONT_SIZE = 15
 
 
 def draw(plan: Plan) -> NDArray[np.uint8]:
     """The picture of a plan, (H, W, 3).
 
-    Of a plan with more than 480 stages, every second, fifth, tenth... has a row; of a long video, each column
+    Of a plan with more than 480 windows, every second, fifth, tenth... has a row; of a long video, each column
     stands for several frames.
     """
     per_column = max(1, -(-plan.length // (_WIDTH // 2)))
@@ -80,13 +80,13 @@ def _label(
     image = Image.fromarray(canvas)
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(_FONT_SIZE)
-    calls = "1 call" if plan.calls == 1 else f"{plan.calls:,} calls"
+    windows = "1 window" if plan.calls == 1 else f"{plan.calls:,} windows"
     waves = "1 wave" if plan.waves == 1 else f"{plan.waves:,} waves"
-    title = f"{plan.scheme}: {plan.length:,} frames, window {plan.window}, {calls} in {waves}"
+    title = f"{plan.scheme}: {plan.length:,} frames, window {plan.window}, {windows} in {waves}"
     if per_column > 1:
         title += f"; a column is {per_column:,} frames"
     if rows.step > 1:
-        title += f"; one row for {rows.step:,} stages"
+        title += f"; one row for {rows.step:,} windows"
     pen.text((_LEFT, 8), title, fill=_INK, font=font)
     pen.text((_LEFT - 8, _TOP - 6), "frame", fill=_INK, font=font, anchor="rs")
     for frame in _thinned(plan.length, 12):
@@ -100,7 +100,7 @@ def _label(
     pen.text((right, _TOP - 6), "wave", fill=_INK, font=font, anchor="rs")
     for count in range(0, len(rows), int(round_step(-(-(_FONT_SIZE + 3) // high)))):
         y = max(_TOP + first + count * high + high // 2, _TOP + 7)
-        label = f"{rows[count]:,}" if count else f"stage {rows[0]}"
+        label = f"{rows[count]:,}" if count else f"window {rows[0]}"
         pen.text((_LEFT - 8, y), label, fill=_INK, font=font, anchor="rm")
         pen.text((right, y), f"{plan.stages[rows[count]].wave:,}", fill=_INK, font=font, anchor="rm")
     entries = [("generated", LATENT), ("observed", OBSERVED), ("known", KNOWN), ("unknown", UNKNOWN)]

@@ -2,7 +2,7 @@
 
 Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictures is made.
 
-samplers   prediction against network calls a window, for each sampler (docs/samplers.png); twenty minutes for 16 clips
+samplers   prediction against network calls a window, for each sampler (docs/samplers.png)
 schemes    drift, windows, waves, network calls and seconds of every shipped scheme
 guidance   prediction and drift for several weights and rescalings
 steps      drift with fewer new frames a window
@@ -126,11 +126,11 @@ def guided(row: tuple[float, float]) -> dict:
 
 def steps() -> None:
     """Drift of `autoregressive` with fewer new frames a window."""
-    head("new frames a window", "windows", "network calls", "seconds", *(f"{name}, last / real" for name in STATISTICS))
+    head("new frames a window", "windows", "network calls", *(f"{name}, last / real" for name in STATISTICS))
     for step, made in zip(STEPS, side_by_side(STEPS, stepped), strict=True):
         (found,) = made["drift"]["schemes"].values()
         ratios = (f"{found[statistic]['ratio']:.2f}" for statistic in STATISTICS)
-        row(step, found["calls"], found["network_calls"], round(found["seconds"]), *ratios)
+        row(step, found["calls"], found["network_calls"], *ratios)
 
 
 def stepped(step: int) -> dict:

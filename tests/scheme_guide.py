@@ -27,6 +27,23 @@ file.
 FORM = """\
 ## Writing one
 
+The smallest that works:
+
+```yaml
+start: contiguous           # my-scheme.yaml
+rounds:
+  - generate: next
+    observe: [before: rest]
+```
+
+```bash
+fdm inspect-scheme my-scheme.yaml --length 40       # what it does
+fdm sample --scheme my-scheme.yaml --length 40      # what comes of it
+```
+
+Only `rounds` is needed; the other keys default to length 160, window 16, a step of half the window, `given: first` and
+no `start`. All of them:
+
 ```yaml
 name: long-range            # optional: the file's name otherwise
 about: What it does, in one line.
@@ -42,8 +59,11 @@ rounds:
       - origin: rest
 ```
 
-- Without `start` the scheme needs given frames. `closed` is `first` in a video whose last frame leads back to the
-  first: frame 0 also stands after the last.
+- Without `start` the scheme needs given frames: it is for `fdm extend`.
+- `given` says where the frames of a clip stand: `first`, at the start; `last`, at the end; `ends`, at both (the clip
+  of `--until` at the end); `spread`, evenly over the video; `closed`, at the start of a video whose last frame leads
+  back to the first: frame 0 also stands after the last.
+- A **wave** is a set of windows that need nothing from each other, so that one network call can make them all.
 - The rounds run one after the other, each until its rule makes nothing more. In the end every frame must have been
   given or made, exactly once.
 - A round may have `parallel: true`: its windows look only at what was known before the round began, so that all of
@@ -55,6 +75,7 @@ rounds:
 
 An amount is a number of frames; `half` or a percentage of the places still free, rounded down; `rest`, all places
 still free (also when only the rule's name is written); or `all`, every frame there is while the window has room.
+Where a rule finds fewer frames than that, the places stay free for the rules after it.
 A window of `next`, `previous`, `spread` and `levels` has `window - step` places; one of `gaps` and `frames` has what
 its own frames leave.
 

@@ -64,7 +64,7 @@ def open_clips(request: ClipRequest | None, scheme: Scheme) -> list[Video]:
     """
     if request is None:
         if scheme.start is None:
-            raise BadInput(f"{scheme.name} needs given frames", f"fdm extend CLIP --scheme {scheme.name}")
+            raise BadInput(f"{scheme.name} needs given frames", "fdm extend CLIP, with the same --scheme")
         return []
     if scheme.given == "ends" and request.until is None:
         raise BadInput(f"{scheme.name} leads from one clip to another", "--until FILE names the other")

@@ -75,9 +75,10 @@ def lines(found: Survey, config: Config, sheet: Path | None) -> list[str]:
         split = "the same for training and held out"
     result = [f"data: {found.source}: {about(found)}; {split}"]
     if found.unit == "clips":
+        size, colour = config.model.image_size, "grey" if config.model.image_channels == 1 else "colour"
         result += [
             f"kinds: {_counts(found.kinds())}",
-            f"sizes: {_counts(found.sizes())}; the model gets {config.model.image_size}x{config.model.image_size}",
+            f"sizes: {_counts(found.sizes())}; the model gets {size}x{size}, {colour}",
             f"frames a second: {_counts(found.rates())}",
             *(f"left out {skipped.message}" for skipped in found.skipped),
             *([_short(found, config)] if found.short else []),

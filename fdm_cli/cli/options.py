@@ -191,7 +191,7 @@ ExtendLength = Annotated[
         metavar="N",
         min=1,
         max=MAX_LENGTH,
-        help="Frames of the whole video; default: twice the given ones, or what the scheme says.",
+        help="Frames of the whole video; default: the scheme's, or twice the given ones where that is more.",
     ),
 ]
 Window = Annotated[
@@ -278,7 +278,7 @@ OutputFile = Annotated[
 Fps = Annotated[
     float | None,
     typer.Option(
-        "--fps", metavar="N", min=0.01, max=1000.0, help="Frames a second of the video; default: the clip's, or 10."
+        "--fps", metavar="N", min=0.01, max=1000.0, help="Frames a second; default: the clip's, 10 where there is none."
     ),
 ]
 Scale = Annotated[

@@ -51,8 +51,8 @@ def describe(plan: Plan, clip_length: int | None = None) -> str:
     given = f", given {_shorten(givens.as_typed(plan.given))}" if plan.given else ""
     return (
         f"{plan.scheme}: {plural(plan.length, 'frame')}, window {plan.window}, step {plan.step}{given}\n"
-        f"{plural(plan.calls, 'call')} in {plural(plan.waves, 'wave')}, "
-        f"observed frames per call {observed}, {reach}"
+        f"{plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}, "
+        f"observed frames per window {observed}, {reach}"
     )
 
 

@@ -315,15 +315,8 @@ def _report(job: _Job, seed: int) -> dict[str, Any]:
         "num_samples": request.num_samples,
         "scale": request.scale,
         "grid": request.grid,
-        "sampler": request.sampler,
-        "sampling_steps": len(job.sampling.timesteps),
-        "eta": request.eta,
-        "timestep_shift": job.sampling.shift,
-        "guidance": job.sampling.guidance,
-        "guidance_rescale": job.sampling.rescale,
-        "embedding": request.embedding if job.adaptive else None,
+        **_settings(job),
         "compile": request.compile,
-        "network_calls": job.calls,
         "max_batch": job.max_batch,
         "checkpoint": str(job.model_file),
         "checkpoint_sha256": job.checkpoint.sha256,
@@ -333,6 +326,21 @@ def _report(job: _Job, seed: int) -> dict[str, Any]:
         "device": job.device.type,
         "threads": torch.get_num_threads(),
         "processes": job.ranks.size,
+    }
+
+
+def _settings(job: _Job) -> dict[str, Any]:
+    """How the frames of a window are made."""
+    request, sampling = job.request, job.sampling
+    return {
+        "sampler": request.sampler,
+        "sampling_steps": len(sampling.timesteps),
+        "eta": request.eta,
+        "timestep_shift": sampling.shift,
+        "guidance": sampling.guidance,
+        "guidance_rescale": sampling.rescale,
+        "embedding": request.embedding if job.adaptive else None,
+        "network_calls": job.calls,
     }
 
 
@@ -386,11 +394,8 @@ def _what_would_be(job: _Job) -> tuple[dict[str, Any], str]:
     facts = {
         **as_data(plan, with_stages=False),
         "num_samples": samples,
-        "sampler": job.request.sampler,
-        "sampling_steps": len(sampling.timesteps),
-        "guidance": sampling.guidance,
-        "guidance_rescale": sampling.rescale,
-        "network_calls": job.calls,
+        "seed": job.request.seed,  # null: drawn when the video is made
+        **_settings(job),
         "outputs": list(map(str, job.files.paths)),
         "clip_length": clip_length,
         "estimated_seconds": round(seconds, 1),

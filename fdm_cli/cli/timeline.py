@@ -1,4 +1,4 @@
-"""A plan as text: frames across, stages down, told apart by characters, not by colour."""
+"""A plan as text: frames across, windows down, told apart by characters, not by colour."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASCII = Marks(latent="#", observed="o", candidate="?", known=".", ellipsis="..."
 
 def timeline(plan: Plan, columns: int, marks: Marks) -> str:
     """The picture of a plan with its axis and legend, at most `columns` wide; long plans lose their middle."""
-    numbers = max(len(str(max(plan.calls - 1, 0))), 5 if columns >= 60 else 2)
+    numbers = max(len(str(max(plan.calls - 1, 0))), 6 if columns >= 60 else 2)
     waves = max(len(str(max(plan.waves - 1, 0))), 4) if columns >= 60 else 0
     margin = numbers + 2 + (waves + 2 if waves else 0)
     room = max(columns - margin, 1)
@@ -38,7 +38,7 @@ def timeline(plan: Plan, columns: int, marks: Marks) -> str:
         min(plan.makers[at : at + per_column], default=-1) for at in range(0, plan.length, per_column)
     ]  # from which stage on a column holds a known frame
     blank = " " * margin
-    heading = ("stage" if columns >= 60 else "").rjust(numbers) + ("  " + "wave".rjust(waves) if waves else "")
+    heading = ("window" if columns >= 60 else "").rjust(numbers) + ("  " + "wave".rjust(waves) if waves else "")
     lines = [f"{heading}  {_axis(plan.length, per_column, cells)}".rstrip()]
     if plan.given:
         row = [" "] * cells
@@ -52,7 +52,7 @@ def timeline(plan: Plan, columns: int, marks: Marks) -> str:
         shown = shown[:_HEAD_ROWS] + shown[-_TAIL_ROWS:]
     for count, index in enumerate(shown):
         if cut and count == _HEAD_ROWS:
-            hidden = f"{marks.ellipsis} {plan.calls - len(shown):,} more stages {marks.ellipsis}"
+            hidden = f"{marks.ellipsis} {plan.calls - len(shown):,} more windows {marks.ellipsis}"
             lines.append((blank + hidden)[: max(columns, len(hidden))] if margin + len(hidden) <= columns else hidden)
         stage = plan.stages[index]
         prefix = str(index).rjust(numbers) + ("  " + str(stage.wave).rjust(waves) if waves else "")

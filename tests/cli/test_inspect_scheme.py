@@ -70,20 +70,20 @@ def test_without_a_name_the_shipped_schemes_are_listed():
 def test_summary_says_what_the_plan_costs():
     assert fdm("autoregressive", "--summary").stdout.splitlines() == [
         "autoregressive: 160 frames, window 16, step 8",
-        "19 calls in 19 waves, observed frames per call 0 to 8 (mean 7.6), reach 15 frames",
+        "19 windows in 19 waves, observed frames per window 0 to 8 (mean 7.6), reach 15 frames",
     ]
 
 
 PICTURE = """\
-stage  wave  0    5    10   15   20   25   30
-    0     0  ████████████████
-    1     1  ········▒▒▒▒▒▒▒▒████████
-    2     2  ················▒▒▒▒▒▒▒▒████████
+window  wave  0    5    10   15   20   25   30
+     0     0  ████████████████
+     1     1  ········▒▒▒▒▒▒▒▒████████
+     2     2  ················▒▒▒▒▒▒▒▒████████
 
 █ generated   ▒ observed   · known
 
 autoregressive: 32 frames, window 16, step 8
-3 calls in 3 waves, observed frames per call 0 to 8 (mean 5.3), reach 15 frames
+3 windows in 3 waves, observed frames per window 0 to 8 (mean 5.3), reach 15 frames
 """
 
 
@@ -144,7 +144,7 @@ def test_a_scheme_that_breaks_an_invariant_is_told_with_line_stage_and_frame(tmp
     path.write_text('start: contiguous\nrounds:\n  - generate: next\n    observe: [frames: "100:104"]\n')
     done = fdm(str(path))
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"{path}:3: stage 1 observes frame 100, which is not known by then" in done.stderr
+    assert f"{path}:3: window 1 observes frame 100, which is not known by then" in done.stderr
 
 
 def test_a_scheme_that_needs_given_frames_is_shown_with_some():
@@ -230,7 +230,7 @@ def test_answers_nearly_as_fast_as_its_packages_are_imported():
 def test_summarises_a_million_frames():
     start = time.perf_counter()
     done = fdm("hierarchy-3", "--length", "1000000", "--summary")
-    assert "125,000 calls in 124,669 waves" in done.stdout
+    assert "125,000 windows in 124,669 waves" in done.stdout
     assert time.perf_counter() - start < 20  # the planner's own limit of 10 s is measured in processor time
 
 
