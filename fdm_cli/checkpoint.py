@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     step = content.get("step", 0)
     return Checkpoint(
         config=config,
-        step=step if isinstance(step, int) else 0,
+        step=max(0, step) if isinstance(step, int) else 0,
         process=Process(config.diffusion),
         model=model.to(device).eval(),
         sha256=file_sha256(path),
@@ -237,6 +238,9 @@ def _check_own(content: dict[str, Any], path: Path) -> None:
         raise BadInput(f"{path}: corrupt: its content does not match its digest")
     if (key := _holds(content, {"config": dict, "step": int, "ema": dict})) is not None:
         raise BadInput(f"{path}: not a complete checkpoint: no {key}")
+    for key in ("step", "ema_updates"):
+        if content.get(key, 0) < 0:
+            raise BadInput(f"{path}: not a complete checkpoint: {key} is {content[key]}")
     for key in {"model", "ema"} & content.keys():
         if not predecessors.are_weights(content[key]):
             raise BadInput(f"{path}: not a complete checkpoint: {key} is no set of named tensors")
@@ -278,6 +282,9 @@ def _refusing(path: Path) -> Iterator[None]:
 def _load(path: Path) -> Any:
     """Unpickles with every guard."""
     refuse_unencodable(path)
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a device may have no end, a pipe no beginning
+        raise BadInput(f"{path}: not a regular file")
     with path.open("rb") as file:
         if file.read(9)[8:] == b"{":  # after eight bytes of length, a header in JSON
             content = _load_safetensors(path)

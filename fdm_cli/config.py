@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
+MOST_LEVELS = 11  # 1024 x 1024 pixels can be halved ten times
 BUILT_IN = "moving-mnist"  # the data source that comes with the program
 
 
@@ -98,6 +99,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Checks what no single field can."""
         grid, levels = self.image_size // self.patch_size, len(self.channel_mult)
+        if levels > MOST_LEVELS:
+            raise BadInput(f"model.channel_mult has {levels} entries, more than {MOST_LEVELS}")
         if self.image_size % self.patch_size or grid % 2 ** (levels - 1):
             raise BadInput(
                 f"model.image_size {self.image_size} cannot be halved {levels - 1} times"
@@ -182,6 +185,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks what no single section can."""
+        if self.training.loss_weighting == "x_0" and self.diffusion.parameterization == "eps":
+            raise BadInput(
+                "training.loss_weighting x_0 with diffusion.parameterization eps: a few timesteps would count for all, "
+                "since an error of eps becomes one of x_0 that grows without bound",
+                "diffusion.parameterization v or x_0",
+            )
         if self.data.source == BUILT_IN:
             self.check_canvas()
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +33,46 @@ def make(model: UNet, training: TrainingConfig) -> torch.optim.AdamW:
     if training.optimizer == "muon":
         return Muon(model, lr=rate, eps=epsilon, weight_decay=decay)
     return torch.optim.AdamW(model.parameters(), lr=rate, eps=epsilon, weight_decay=decay, fused=True)
+
+
+def load_moments(optimizer: torch.optim.AdamW, saved: Mapping[str, Any]) -> None:
+    """Takes the moments of a saved state, as copies; the settings stay the optimizer's own.
+
+    What does not fit must be found here: PyTorch compares no shapes, and its fused step would write beyond what is
+    too small. A run without a finite step has no moments yet.
+
+    Args:
+        optimizer: of `make`.
+        saved: what its `state_dict` was.
+
+    Raises:
+        ValueError: the state is not of these parameters.
+    """
+    parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    state = saved.get("state")
+    if not isinstance(state, dict) or state.keys() not in ({}.keys(), dict(enumerate(parameters)).keys()):
+        raise ValueError(f"it does not have the moments of {len(parameters)} parameters")
+    matrices = set(optimizer.param_groups[1]["params"]) if isinstance(optimizer, Muon) else set()
+    copies = {}
+    for number, moments in state.items():
+        parameter = parameters[number]
+        names = ["exp_avg"] if parameter in matrices else ["exp_avg", "exp_avg_sq"]
+        if not isinstance(moments, dict) or moments.keys() != {"step", *names}:
+            raise ValueError(f"the moments of parameter {number} are others")
+        copies[number] = {name: _copied(moments[name], parameter, f"{name} of parameter {number}") for name in names}
+        step = _copied(moments["step"], torch.zeros(()), f"step of parameter {number}")
+        if not 0 <= float(step) < math.inf:
+            raise ValueError(f"parameter {number} has had {float(step)} steps")
+        copies[number]["step"] = step
+    optimizer.load_state_dict({"state": copies, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _copied(value: Any, like: Tensor, what: str) -> Tensor:
+    """As a tensor of the same memory layout, type and device as another."""
+    if not isinstance(value, Tensor) or value.shape != like.shape or not value.is_floating_point():
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} is {found}, not {list(like.shape)} numbers")
+    return torch.empty_like(like, requires_grad=False).copy_(value)
 
 
 class Muon(torch.optim.AdamW):

@@ -220,15 +220,11 @@ class Trainer:
             module.load_state_dict(state[name])
         self.ema.n_averaged.fill_(state["ema_updates"])
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError, RuntimeError) as error:
+            optimizer.load_moments(self.optimizer, state["optimizer"])
+            if self.scaler.is_enabled() and state.get("scaler"):  # the scale begins anew where there was none
+                self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"the checkpoint's optimizer does not fit its configuration: {error}") from None
-        # These belong to the configuration, which a user may have edited; the scale begins anew where there was none.
-        training = self.config.training
-        for group in self.optimizer.param_groups:
-            group.update(eps=training.adam_epsilon, weight_decay=training.weight_decay)
-        if self.scaler.is_enabled() and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
 

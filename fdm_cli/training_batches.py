@@ -83,7 +83,8 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
         draws = generator(seed, "clip", first_number + place)
         spanned = data.spanned((first_number + place) // batch_size)
         window = sample_masks(spanned, places, draws, data.masks)
-        videos.append(clips.clip(draws, window.frame_indices.numpy()))
+        # Of this length, or the ends of long videos would not be seen before windows span whole clips.
+        videos.append(clips.of_length(spanned).clip(draws, window.frame_indices.numpy()))
         windows.append(window)
         timesteps.append(draw_timestep(config, draws))
         eps[place].normal_(generator=draws)

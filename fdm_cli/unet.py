@@ -166,7 +166,7 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(F, C, H, W) -> the same."""
-        return x + self.embedding
+        return x + self.embedding.to(x.dtype)  # the map's own under autocast, or all that follows would be fp32
 
 
 class Downsample(nn.Module):

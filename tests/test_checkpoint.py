@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -18,6 +19,7 @@ from fdm_cli import checkpoint
 from fdm_cli.checkpoint import load_checkpoint, read_state, save_state, save_weights
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.run_folder import RunFolder
+from tests.conftest import ROOT
 from tests.reference import DATA
 
 
@@ -244,6 +246,20 @@ def test_archives_that_are_not_what_they_seem(tmp_path, how):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("kind", ["a device", "a pipe"])
+def test_what_has_no_end_is_not_read(tmp_path, kind):
+    path = Path("/dev/zero")
+    if kind == "a pipe":
+        path = tmp_path / "pipe.pt"
+        os.mkfifo(path)
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); "
+    script += "from fdm_cli.checkpoint import load_checkpoint; load_checkpoint(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.endswith(f"BadInput: {path}: not a regular file\n")
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -251,6 +267,8 @@ def test_archives_that_are_not_what_they_seem(tmp_path, how):
         (lambda content: content.update(model=3), "model is no set of named tensors"),
         (lambda content: content["ema"].update({0: torch.zeros(1)}), "ema is no set of named tensors"),
         (lambda content: content.update(step="many"), "no step"),
+        (lambda content: content.update(step=-5), "step is -5"),
+        (lambda content: content.update(ema_updates=-1), "ema_updates is -1"),
         (lambda content: content.update(config=[]), "no config"),
         (lambda content: content["config"].update(deep=doubled([], 200, lambda one, _: [one])), "deeper nested"),
     ],

@@ -66,6 +66,8 @@ def test_set_overrides():
         ("training=3", "must be a mapping", None),
         ("model.channel_mult=[]", "at least one", None),
         ("model.channel_mult=[1, 2, 2, 2, 2, 2, 2]", "cannot be halved", "multiple of"),
+        (f"model.channel_mult=[{'1, ' * 15000}1]", "15001 entries, more than 11", None),
+        ("training.loss_weighting=x_0", "with diffusion.parameterization eps", "v or x_0"),
         ("model.attention_resolutions=[7]", "which no level has", "the levels are"),
         ("model.model_channels=48", "multiple of 32", None),
         ("model.num_heads=5", "does not divide", None),

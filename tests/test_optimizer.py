@@ -1,3 +1,6 @@
+import copy
+import math
+
 import pytest
 import torch
 
@@ -111,6 +114,49 @@ def test_the_other_optimizer_s_state_is_refused(names):
     one.train_step()
     with pytest.raises(BadInput, match="optimizer does not fit"):
         other.load(one.state())
+
+
+EDITS = {
+    "too short": lambda state, _: state["state"][3].update(exp_avg=torch.zeros(1)),
+    "no tensor": lambda state, _: state["state"][3].update(exp_avg=7),
+    "whole numbers": lambda state, _: state["state"][3].update(
+        exp_avg=torch.zeros_like(state["state"][3]["exp_avg"]).long()
+    ),
+    "missing": lambda state, _: state["state"][3].pop("exp_avg"),
+    "one more": lambda state, _: state["state"][3].update(max_exp_avg_sq=torch.zeros(1)),
+    "no parameter's": lambda state, _: state["state"].pop(3),
+    "no moments": lambda state, _: state["state"].update({3: 5}),
+    "no state": lambda state, _: state.update(state=[]),
+    "steps": lambda state, _: state["state"][3].update(step=torch.tensor(-1.0)),
+    "scaler": lambda _, scaler: scaler.pop("scale"),
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("how", EDITS)
+def test_moments_that_do_not_fit_are_refused(name, how):
+    """The fused kernel of AdamW would write where it should not."""
+    run = trainer(f"training.optimizer={name}", "training.precision=fp16")
+    run.train_step()
+    state = copy.deepcopy(run.state())
+    EDITS[how](state["optimizer"], state["scaler"])
+    with pytest.raises(BadInput, match="optimizer does not fit"):
+        run.load(state)
+
+
+def test_settings_are_the_configuration_s_and_moments_are_copies():
+    first, second = trainer(), trainer()
+    first.train_step()
+    state = copy.deepcopy(first.state())
+    for group in state["optimizer"]["param_groups"]:
+        group.update(maximize=True, amsgrad=True, weight_decay=0.5, betas=(1, 1))
+    second.load(state)
+    for values in state["optimizer"]["state"].values():
+        for tensor in values.values():
+            tensor.fill_(math.nan)
+    assert all(map(math.isfinite, second.train_step()))
+    first.train_step()
+    assert all(map(torch.equal, first.model.parameters(), second.model.parameters()))
 
 
 def test_fp16_skips_what_overflows():

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,17 @@ def test_clips_grow_during_training():
         batch = draw_batch(config, clips, 6 * step, 6, 0)
         assert batch.frame_indices.shape == (6, min(16, spanned))
         assert spanned // 2 <= batch.frame_indices.max() < spanned
+
+
+def test_windows_that_still_grow_lie_anywhere_in_a_video(tmp_path):
+    frames = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None], (200, 16, 16))
+    np.save(tmp_path / "counting.npy", frames)
+    sets = ["data.clip_length=160", "data.first_clip_length=10", "data.growth_steps=1000"]
+    config = configuration.load_preset("micro", [*sets, f"data.source={tmp_path / 'counting.npy'}"])
+    batch = draw_batch(config, open_clips(config), 0, 60, 0)
+    last = ((batch.x_0 + 1) * 127.5).round().amax(dim=(1, 2, 3, 4))
+    assert last.max() > 190
+    assert last.min() < 20
 
 
 def test_the_next_one_is_made_beforehand_and_any_order_gives_the_same():

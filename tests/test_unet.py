@@ -7,7 +7,7 @@ import torch
 
 from fdm_cli.attention import Distances, TemporalBias
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig, load_preset
-from fdm_cli.unet import Conditions, ResidualBlock, UNet, Window
+from fdm_cli.unet import Conditions, Positions, ResidualBlock, UNet, Window
 from tests.bench import flops
 from tests.networks import randomise
 from tests.oracle import OracleUNet
@@ -212,6 +212,13 @@ def test_learned_positions_tell_places_apart():
     assert far_from_edges["none"].max() < 1e-4
     assert far_from_edges["learned"].min() > 1e-3
     assert [name for name, _ in model.named_parameters() if "embedding" in name] == ["input_blocks.0.1.embedding"]
+
+
+def test_learned_positions_leave_half_precision_as_it_is():
+    positions = Positions(32, 8)
+    x = torch.randn(2, 32, 8, 8)
+    assert positions(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(positions(x), x + positions.embedding)
 
 
 def test_heads_begin_with_a_distance_each():

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "moving-mnist-small"
 # Of a run that is resumed: its length, where its data lies (whether it is the same is seen by its content), and how
-# the work is done and saved, which changes the result by rounding at most.
+# the work is done and saved, which changes the result by rounding (and dropout's
+# draws) only.
 MAY_CHANGE = (
     "data.source",
     "training.steps",
