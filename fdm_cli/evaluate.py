@@ -32,6 +32,7 @@ from fdm_cli.randomness import derive_seed, generator
 from fdm_cli.video import to_model
 
 ENDS = 10  # frames at the beginning and at the end of a rollout that are compared
+AT_ONCE = 512  # frames of a real clip that are measured together: a long one needs no room for copies of all
 REMEMBERED = 16  # frames: as far before each lies the one that `kept` looks at
 STATISTICS = ("ink", "grey", "sharpness", "changed", "kept")
 
@@ -302,16 +303,20 @@ def real_statistics(
     """The statistics of real videos (N, C, H, W) in [-1, 1], all of one length, and their features (videos, F)."""
     rows, features = [], []
     for video in videos:
-        frames = unit(video)
-        changed = metrics.changed_share(frames[1:], frames[:-1])
-        kept = (
-            metrics.kept_share(frames[REMEMBERED:], frames[:-REMEMBERED]) if len(frames) > REMEMBERED else changed[:0]
-        )
-        rows.append(_look(frames, *(_after_unknown(values, len(frames)) for values in (changed, kept))))
+        rows.append(torch.cat([_seen(video, start) for start in range(0, len(video), AT_ONCE)], dim=1))
         if network is not None:
-            features.append(network(frames))
+            features.append(network(unit(video)))
         yield len(rows)
     return _statistics(torch.stack(rows, dim=1)), torch.stack(features) if features else None
+
+
+def _seen(video: Tensor, start: int) -> Tensor:
+    """The statistics of the frames of a video from `start` on, at most AT_ONCE, (5, n)."""
+    frames = unit(video[max(0, start - REMEMBERED) : start + AT_ONCE])
+    changed = metrics.changed_share(frames[1:], frames[:-1])
+    kept = metrics.kept_share(frames[REMEMBERED:], frames[:-REMEMBERED]) if len(frames) > REMEMBERED else changed[:0]
+    seen = _look(frames, *(_after_unknown(values, len(frames)) for values in (changed, kept)))
+    return seen[:, min(start, REMEMBERED) :]
 
 
 def _after_unknown(values: Tensor, count: int) -> Tensor:

@@ -22,20 +22,36 @@ _META = torch.device("meta")
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
+class _Held(weakref.ref[Any]):
+    """A storage, for as long as it lives; and what it was afterwards."""
+
+    key: int
+    size: int
+
+
 class Ledger:
     """The bytes alive in the ghosts of one experiment.
 
     Attributes:
-        alive: bytes of all storages that something still refers to.
         history: bytes alive after each allocation, since the last `forget`.
         results: what operators returned for arguments of these shapes; a network repeats itself.
     """
 
     def __init__(self) -> None:
-        self.alive = 0
         self.history: list[int] = []
         self.results: dict[Any, Any] = {}
-        self._storages: dict[int, weakref.ref[Any]] = {}
+        self._alive = 0
+        self._storages: dict[int, _Held] = {}
+        self._gone: list[_Held] = []
+
+    @property
+    def alive(self) -> int:
+        """Bytes of all storages that something still refers to."""
+        while self._gone:
+            gone = self._gone.pop()
+            del self._storages[gone.key]
+            self._alive -= gone.size
+        return self._alive
 
     def forget(self) -> None:
         """Starts a new history."""
@@ -43,18 +59,16 @@ class Ledger:
 
     def count(self, meta: Tensor) -> None:
         """Counts the storage of a meta tensor, once, until it is given up."""
+        alive = self.alive  # first of all: the storage may have the key of one that has gone
         storage = meta.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
+        if storage._cdata in self._storages:
             return
-
-        def give_back(_: object) -> None:
-            del self._storages[key]
-            self.alive -= size
-
-        self._storages[key] = weakref.ref(storage, give_back)
-        self.alive += size
-        self.history.append(self.alive)
+        # No function of Python is called when a storage goes: what the handler of a signal raised in it would be lost.
+        held = _Held(storage, self._gone.append)
+        held.key, held.size = storage._cdata, storage.nbytes()
+        self._storages[held.key] = held
+        self._alive = alive + held.size
+        self.history.append(self._alive)
 
 
 class Ghost(Tensor):

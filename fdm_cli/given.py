@@ -108,6 +108,11 @@ def parse(text: str, length: int) -> tuple[tuple[int, int], ...]:
             count = int(part)
             spans.extend([(0, count)] if count else [])
             continue
+        if ":" not in part:
+            raise BadInput(
+                f"--given: {part.strip()!r} is neither a number of frames nor start:stop:step",
+                "8 is the first eight, -8: the last",
+            )
         frames = frame_range(Node(part, "--given"))
         bounds = (frames.start or 0, frames.stop or 0)
         if max(bounds) > length or min(bounds) < -length:

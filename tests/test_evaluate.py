@@ -207,6 +207,16 @@ def test_real_clips_are_measured_frame_by_frame():
     assert all(map(math.isnan, found.kept[:16]))
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 16, 33])
+def test_long_clips_are_measured_a_part_at_a_time(monkeypatch, at_once):
+    videos = windows(2, 40)
+    (whole, _), _ = result(real_statistics(iter(videos), None))
+    monkeypatch.setattr(evaluate, "AT_ONCE", at_once)
+    (parts, _), _ = result(real_statistics(iter(videos), None))
+    for name in evaluate.STATISTICS:
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=1e-6, nan_ok=True), name
+
+
 def test_a_rollout_of_grey_frames_between_real_ones():
     """The given frames are another clip's in each video, and no part of the first and last generated frames."""
     plan = planning.make(

@@ -1,5 +1,7 @@
 import copy
 import resource
+import types
+import weakref
 
 import pytest
 import torch
@@ -22,6 +24,14 @@ def test_a_ghost_takes_no_memory_and_its_bytes_are_counted():
     assert ledger.alive == 0
     assert max(ledger.history) == 8 * 10**9
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+def test_no_python_runs_when_a_ghost_goes():
+    """A signal's handler would run in it, and what that raises would be lost."""
+    x = empty(Ledger(), 10)
+    callbacks = [reference.__callback__ for reference in weakref.getweakrefs(x.meta.untyped_storage())]
+    assert [callback for callback in callbacks if isinstance(callback, types.FunctionType | types.MethodType)] == []
+    assert any(callbacks)
 
 
 def test_changing_in_place_takes_nothing():

@@ -215,7 +215,7 @@ def test_a_checkpoint_whose_content_does_not_fit_is_bad_input(part):
     trainer = make()
     state = trainer.state()
     if part == "optimizer":
-        state[part] = {**state[part], "param_groups": []}
+        state[part] = {**state[part], "state": {0: {}}}
     else:
         state[part] = {**state[part], "out.2.weight": torch.zeros(3)}
     with pytest.raises(BadInput, match=f"the checkpoint's {part} does not fit"):

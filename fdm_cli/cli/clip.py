@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdm_cli import given as givens
-from fdm_cli.cli.render import Output
+from fdm_cli.cli.render import Output, plural
 from fdm_cli.errors import BadInput
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ def given_frames(
             check_length(givens.default_length(scheme, *claims), sum(claims))
         counts: list[int] = []
         for video, last in wanted:
-            only = f"; its last {last} frames" if last and (video.info.frames or last) > last else ""
+            only = f"; its last {plural(last, 'frame')}" if last and (video.info.frames or last) > last else ""
             output.note(describe_fit(video.info, model.image_size, model.image_channels) + only)
-            _refuse_too_many(claims[len(counts)] + len(clip), length)
+            _refuse_too_many([*counts, claims[len(counts)]], length, request.use_last)
             counts.append(clip.add(_shown(video, output), last=last, most=length and length - 1))
         count, until = (*counts, 0)[:2]
         whole = length or givens.default_length(scheme, count, until)
@@ -152,10 +152,13 @@ def _shown(video: Video, output: Output) -> Iterator[Frame]:
             progress.update(min(number, total))
 
 
-def _refuse_too_many(count: int, length: int | None) -> None:
+def _refuse_too_many(counts: Sequence[int], length: int | None, use_last: int | None) -> None:
     """Where headers say how many frames there are, the files need not be read to see that they are too many."""
+    count = sum(counts)
     if length is not None and count >= length:
+        whose = "the clip has" if len(counts) == 1 else "both clips together have"
+        fewer = "" if use_last == 1 else ", or --use-last"
         raise BadInput(
-            f"the clip has {count} frames, the whole video is to have {length}",
-            f"--length {count + 1} or more, or --use-last",
+            f"{whose} {plural(count, 'frame')}, the whole video is to have {length}",
+            f"--length {count + 1} or more{fewer}",
         )

@@ -14,7 +14,7 @@ from fdm_cli import given as givens
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import evaluation_report as report
 from fdm_cli.cli import memory_report, options
-from fdm_cli.cli.plan_report import warn_of_reach
+from fdm_cli.cli.plan_report import warn_of_blind, warn_of_reach
 from fdm_cli.cli.render import Output, Progress, plural
 from fdm_cli.errors import BadInput, did_you_mean
 
@@ -397,6 +397,7 @@ def _prepare_drift(
         if plan.given:
             evaluation.check_length(clips, length)
         warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
+        warn_of_blind(plan, output, f"{scheme.name}: ")
         widest = plan.widest * rollouts
         plans.append((scheme, plan, setting.batch(plan, widest)))
     real_length = length if clips.longest is None or clips.longest >= length else clips.shortest or length
@@ -407,11 +408,12 @@ def _prepare_drift(
         network = None
     elif rollouts < FEW_VIDEOS:
         output.warn(f"a Frechet distance of {rollouts} videos is much larger than that of many: compare equal numbers")
+    adaptive = any(scheme.adaptive for scheme in loaded)
+    embedder = diversity.make_embedding(embedding, setting.device) if adaptive else None
     real_clips = max(rollouts, LEAST_SEEN if network else LEAST_REAL)
     with output.progress(real_clips, "real clips") as progress:
         videos = evaluation.held_out_clips(clips, "video", real_clips, real_length)
         real, features = _drive(evaluation.real_statistics(videos, network), progress, "")
-    adaptive = any(scheme.adaptive for scheme in loaded)
     drifts = report.Drifts(
         length=length,
         rollouts=rollouts,
@@ -423,7 +425,7 @@ def _prepare_drift(
         no_fvd=no_fvd,
         schemes={},
     )
-    return _Rollouts(plans, diversity.make_embedding(embedding, setting.device) if adaptive else None, network, drifts)
+    return _Rollouts(plans, embedder, network, drifts)
 
 
 def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:

@@ -71,13 +71,13 @@ def inspect_scheme(
     if plot is not None:
         check_plot(plot, force)
     clip_length = None
+    scheme = schemes.load(name)  # once: it may be a pipe; and what is wrong with it is said before torch is loaded
     if checkpoint is not None:
-        schemes.load(name)  # a misspelt name is said before torch is loaded
         from fdm_cli.checkpoint import load_checkpoint
 
         model = load_checkpoint(checkpoint)
         window, clip_length = window or model.config.model.window, model.clip_length
-    plan = _make(name, length, window, step, given, output)
+    plan = _make(scheme, length, window, step, given, output)
     warn_of_blind(plan, output)
     if checkpoint is not None:
         warn_of_window(plan, model.config.model.window, output)
@@ -103,9 +103,8 @@ def picture(plan: Plan) -> str:
 
 
 def _make(
-    name: str, length: int | None, window: int | None, step: int | None, given: str | None, output: Output
+    scheme: schemes.Scheme, length: int | None, window: int | None, step: int | None, given: str | None, output: Output
 ) -> Plan:
-    scheme = schemes.load(name)
     frames = scheme.length if length is None else length
     if given is None:
         spans = givens.example(scheme, length=length, window=window, step=step)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -66,6 +67,7 @@ def main() -> NoReturn:
     """Runs the command line and exits: 0 done, 1 failed, 2 bad usage or input, 130 or 143 stopped by a signal."""
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _unraisable
     settings = Settings()
     if sys.stderr is None:  # closed: else the next file that is opened would get what is meant for it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -125,6 +127,17 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
         os.write(2, b"error: interrupted\n")
         os._exit(130)
     signal.default_int_handler(signal_number, frame)
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """Where Python drops an exception (a weakref's callback, `__del__`), a signal's comes again a moment later."""
+    kinds = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+    number = kinds.get(lost.exc_type)
+    if number is None:
+        sys.__unraisablehook__(lost)
+    else:
+        # From a thread: here it would be dropped again.
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
 
 def _flush() -> None:

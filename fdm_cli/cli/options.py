@@ -191,7 +191,7 @@ ExtendLength = Annotated[
         metavar="N",
         min=1,
         max=MAX_LENGTH,
-        help="Frames of the whole video; default: the scheme's, or twice the given ones where that is more.",
+        help="Frames of the whole video; default: the scheme's or twice the given ones; interpolate: four times.",
     ),
 ]
 Window = Annotated[

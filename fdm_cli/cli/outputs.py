@@ -62,6 +62,8 @@ class Outputs:
 
         first = output or (_interrupted(stem) if resume else None) or _unused(stem, count)
         work = WorkFolder(first)
+        if work.path.exists() and not work.path.is_dir():
+            raise BadInput(f"{work.path} is in the way: unfinished frames are kept under this name", "remove it")
         earlier = work.facts() if resume or not force else None
         if earlier is not None and not resume:
             work.refuse_busy()

@@ -65,13 +65,14 @@ def warn_of_reach(plan: Plan, clip_length: int, output: Output, what: str = "the
         )
 
 
-def warn_of_blind(plan: Plan, output: Output) -> None:
+def warn_of_blind(plan: Plan, output: Output, where: str = "") -> None:
     """Says when windows after the first look at nothing, so that their frames have nothing to do with the others."""
     blind = sum(not count for count in plan.stages.observed_counts)
     if blind > (not plan.given):
+        more = "a smaller --step" if plan.step > 1 else "a model with a larger window"
         output.warn(
-            f"{blind} of {plural(plan.calls, 'window')} observe no frame: the video jumps; "
-            "a smaller --step, or a scheme that observes more"
+            f"{where}{blind} of {plural(plan.calls, 'window')} observe no frame: the video jumps; "
+            f"{more}, or a scheme that observes more"
         )
 
 

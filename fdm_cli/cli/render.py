@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
 from fdm_cli.errors import Silenced
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
 
@@ -93,7 +96,7 @@ class Output:
         """
         if self.quiet or self.mute:
             yield _Silence()
-        elif sys.stderr.isatty():
+        elif _draws_bars():
             with _bar(total, unit, done, steps) as bar:
                 yield bar
         else:
@@ -109,9 +112,10 @@ def _say(text: str) -> None:
 class _Lasting:
     """A stream for rich, which does not expect that a terminal goes away: see `_say`."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.isatty = stream.isatty
+        self.encoding = stream.encoding
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -151,9 +155,22 @@ class _Lines:
         _say("  ".join([*filter(None, words), f"{duration(left)} left"]))
 
 
+def _draws_bars() -> bool:
+    """Whether stderr is a terminal on which rich draws anything."""
+    if not sys.stderr.isatty():
+        return False
+    console = _console()
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=cast(IO[str], _Lasting(sys.stderr)))
+
+
 @contextmanager
 def _bar(total: int, unit: str, done: int, steps: str) -> Iterator[Progress]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -165,9 +182,8 @@ def _bar(total: int, unit: str, done: int, steps: str) -> Iterator[Progress]:
         TextColumn("{task.fields[remark]}", markup=False),
         TimeRemainingColumn(),
     )
-    console = Console(file=cast(IO[str], _Lasting(sys.stderr)))
     # stdout carries results only: rich must not catch it.
-    with RichProgress(*columns, console=console, redirect_stdout=False, transient=True) as progress:
+    with RichProgress(*columns, console=_console(), redirect_stdout=False, transient=True) as progress:
         task = progress.add_task(unit, total=total, completed=done, remark="")
         inner = progress.add_task(steps, total=None, remark="", visible=bool(steps))
 

@@ -220,7 +220,7 @@ def _run(job: _Job, stack: contextlib.ExitStack) -> tuple[dict[str, Any], str]:
     if job.adaptive:
         embedding = diversity.make_embedding(request.embedding, job.device)
         choose = diversity.Diversity(plan, embedding, request.num_samples).choose
-    seed = request.seed if request.seed is not None else (files.earlier or {}).get("seed")
+    seed = _known_seed(job)
     seed = ranks.share(lambda: secrets.randbits(31)) if seed is None else seed
     report = _report(job, seed)
     if request.compile:
@@ -329,6 +329,11 @@ def _report(job: _Job, seed: int) -> dict[str, Any]:
     }
 
 
+def _known_seed(job: _Job) -> int | None:
+    """The user's, or that of the run that is resumed."""
+    return job.request.seed if job.request.seed is not None else (job.files.earlier or {}).get("seed")
+
+
 def _settings(job: _Job) -> dict[str, Any]:
     """How the frames of a window are made."""
     request, sampling = job.request, job.sampling
@@ -348,7 +353,8 @@ def _outputs(request: Request, scheme_name: str) -> Outputs:
     stem = f"sample-{scheme_name}".replace("/", "-").replace(os.sep, "-")
     if request.clip:
         path = request.clip.path
-        stem = f"{(path if path.name else path.resolve()).stem}-extended"  # of the folder `.`, too
+        named = path if path.name not in ("", "..") else path.resolve()  # `.` has no name
+        stem = f"{named.stem or 'clip'}-extended"
     count = 1 if request.grid else request.num_samples
     return Outputs.of(request.output, stem, count, sheet=request.sheet, force=request.force, resume=request.resume)
 
@@ -394,7 +400,7 @@ def _what_would_be(job: _Job) -> tuple[dict[str, Any], str]:
     facts = {
         **as_data(plan, with_stages=False),
         "num_samples": samples,
-        "seed": job.request.seed,  # null: drawn when the video is made
+        "seed": _known_seed(job),  # null: drawn when the video is made
         **_settings(job),
         "outputs": list(map(str, job.files.paths)),
         "clip_length": clip_length,

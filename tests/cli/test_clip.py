@@ -199,7 +199,7 @@ def test_what_cannot_be(tmp_path):
         ({"length": 12}, "the clip has 12 frames, the whole video is to have 12"),
         ({"length": 5, "use_last": 5}, "the clip has 5 frames"),
         ({"scheme_name": "bridge"}, "bridge leads from one clip to another"),
-        ({"scheme_name": "bridge", "until": clip, "length": 24}, "the clip has 24 frames"),
+        ({"scheme_name": "bridge", "until": clip, "length": 24}, "both clips together have 24 frames"),
         ({"until": clip}, "autoregressive has no place for --until"),
         ({"scheme_name": "bridge", "until": tmp_path / "none.gif"}, "no such file"),
     ]:

@@ -155,7 +155,7 @@ def test_several_futures_in_one_grid(micro_weights, clip, tmp_path):
     ("arguments", "says"),
     [
         (("--use-last", 0), "--use-last"),
-        (("--until", "clip.gif", "--length", 24), "the clip has 24 frames"),
+        (("--until", "clip.gif", "--length", 24), "both clips together have 24 frames"),
         (("--scale", 64, "--grid", "--num-samples", 10_000, "-o", "x.mp4"), "too large for .mp4"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -120,7 +121,8 @@ def test_the_picture_fits_the_terminal(arguments, columns):
         (["autoregressive", "--step", "17"], "the step must be from 1 to the window", None),
         (["autoregressive", "--given", "161"], "outside of a video of 160 frames", "length"),
         (["autoregressive", "--given=-200:"], "outside of a video of 160 frames", "length"),
-        (["autoregressive", "--given", "x"], "--given: ", "first 16"),
+        (["autoregressive", "--given", "x"], "'x' is neither a number of frames nor", "first eight"),
+        (["autoregressive", "--given", "0:8,-1"], "'-1' is neither a number of frames nor", "first eight"),
         (["autoregressive", "--given", "152:160"], "never makes frame 0", "at the start"),
         (["bridge", "--given", "8"], "never makes frame 8", "at the start and at the end"),
         (["single", "--length", "17"], "never makes frame 16", "shorter --length"),
@@ -197,7 +199,7 @@ def test_answers_in_a_blink_without_the_heavy_packages():
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         check=True,
     )
-    assert "19 calls" in done.stdout
+    assert "19 windows" in done.stdout
     assert not FORBIDDEN & {name.partition(".")[0] for name in done.stderr.split()}
 
 
@@ -260,3 +262,12 @@ rounds:
   - {generate: next, observe: [before: 1, diverse: rest]}
 """)
     assert "may be observed" in fdm("late.yaml", "--length", "800", cwd=tmp_path).stdout
+
+
+def test_a_scheme_from_a_pipe_is_read_once(micro_weights, tmp_path):
+    text = (conftest.ROOT / "schemes" / "loop.yaml").read_text()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    writer = threading.Thread(target=(tmp_path / "pipe.yaml").write_text, args=(text,), daemon=True)
+    writer.start()
+    done = fdm("pipe.yaml", "--checkpoint", str(micro_weights), "--summary", cwd=tmp_path)
+    assert done.stdout.startswith("loop: ")

@@ -99,7 +99,7 @@ def test_completion_is_offered(shell):
 def test_poor_environments(environment):
     """What they show is plain text."""
     for arguments, says in (
-        (("inspect-scheme", "autoregressive", "--length", 160), "19 calls"),
+        (("inspect-scheme", "autoregressive", "--length", 160), "19 windows"),
         (("sample", "--help"), "Usage: fdm sample"),
     ):
         done = fdm(*arguments, anew=True, **environment)
@@ -160,6 +160,44 @@ def test_a_terminal_that_goes_away_during_progress_ends_nothing(monkeypatch):
             progress.update(1)
             os.close(ours)
             progress.update(2)
+
+
+@pytest.mark.parametrize(("name", "drawn"), [("xterm", True), ("dumb", False), ("unknown", False)])
+def test_a_terminal_on_which_no_bar_can_be_drawn_gets_lines(monkeypatch, name, drawn):
+    monkeypatch.setenv("TERM", name)
+    monkeypatch.setattr(render, "PLAIN_INTERVAL", 0)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w", encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Output().progress(3, "steps") as progress:
+            progress.update(1)
+            progress.update(2)
+        shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert ("\x1b[" in shown) == drawn
+    assert ("2/3 steps" in shown) == (not drawn)
+    assert "\\u" not in shown
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_whose_exception_python_drops_comes_again(name):
+    script = f"""
+import os, signal, sys, time
+from fdm_cli.cli import main
+signal.signal(signal.SIGTERM, main._terminate)
+sys.unraisablehook = main._unraisable
+class Leaving:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(1)
+Leaving()
+time.sleep(20)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == {"SIGINT": -signal.SIGINT, "SIGTERM": 143}[name]
+    assert done.stdout == ""
+    assert "ignored" not in done.stderr
 
 
 def test_closed_and_full_stdout():

@@ -129,6 +129,8 @@ def test_what_an_interrupted_run_says_and_what_may_follow(micro_weights, tmp_pat
     # Another run of the same name is not mistaken for it, and does not disturb it.
     assert fdm(*common[:-2], "--sampling-steps", 1, cwd=tmp_path).stdout.strip() == "sample-autoregressive-2.gif"
     # Going on takes the seed and the chosen name from what was kept.
+    planned = json.loads(fdm(*common, "--sheet", "--resume", "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert (planned["outputs"], planned["seed"]) == (["sample-autoregressive-1.gif"], seed)
     result = json.loads(fdm(*common, "--sheet", "--resume", "--json", cwd=tmp_path).stdout)
     assert (result["output"], result["seed"]) == ("sample-autoregressive-1.gif", seed)
     assert not work.exists()

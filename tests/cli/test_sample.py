@@ -116,7 +116,10 @@ def test_a_run_stands_for_its_newest_checkpoint(micro_run, micro_checkpoint, tmp
 def test_windows_that_see_nothing_are_warned_about(micro_weights, tmp_path):
     common = ("sample", "--checkpoint", micro_weights, "--length", 48, "--dry-run")
     assert "observe no frame" not in fdm(*common, cwd=tmp_path).stderr
-    assert "warning: 3 of 3 windows observe no frame" in fdm(*common, "--step", 16, cwd=tmp_path).stderr
+    said = fdm(*common, "--step", 16, cwd=tmp_path).stderr
+    assert "warning: 3 of 3 windows observe no frame: the video jumps; a smaller --step, or" in said
+    said = fdm(*common, "--window", 1, cwd=tmp_path).stderr
+    assert "warning: 48 of 48 windows observe no frame: the video jumps; a model with a larger window, or" in said
 
 
 def test_another_spacing_of_the_steps_is_another_video(micro_weights, tmp_path):
@@ -224,6 +227,17 @@ def test_a_chosen_name_is_one_of_a_file_here(micro_weights, tmp_path):
     frames = tmp_path / "frames"
     fdm("sample", *common, "-o", frames, cwd=tmp_path)
     assert fdm("extend", ".", *common[:2], *FAST, "--length", 4, cwd=frames).stdout.strip() == "frames-extended-1.gif"
+    (frames / "inner").mkdir()
+    done = fdm("extend", "..", *common[:2], *FAST, "--length", 4, cwd=frames / "inner")
+    assert done.stdout.strip() == "frames-extended-1.gif"
+
+
+def test_what_stands_where_unfinished_frames_would_lie(micro_weights, tmp_path):
+    (tmp_path / ".a.gif.work").write_text("mine")
+    for force in ((), ("--force",)):
+        done = fdm("sample", "--checkpoint", micro_weights, "-o", "a.gif", *force, cwd=tmp_path, check=2)
+        assert "error: .a.gif.work is in the way" in done.stderr
+    assert (tmp_path / ".a.gif.work").read_text() == "mine"
 
 
 def test_runs_that_begin_at_once_choose_different_names(micro_weights, tmp_path):
