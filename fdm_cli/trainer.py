@@ -44,6 +44,7 @@ from fdm_cli.unet import UNet
 # Of what no shape shows, what weights do not depend on.
 INDEPENDENT = ("model.dropout", "model.window", "model.image_size", "model.attention_resolutions")
 MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Trainer:
             self.model = UNet(config).to(device)
         self.optimizer = optimizer.make(self.model, training)
         self.scaler = GradScaler(device.type, enabled=training.precision == "fp16")
-        self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema_decay))
+        self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
         self.ema.eval()
         if training.compile:
             compile_blocks(self.model)
@@ -161,6 +162,12 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         return values
+
+    def _average(self, averages: _Tensors, values: _Tensors, _: Tensor | int) -> None:
+        """EMA with a warm-up: of n updates so far, the decay is at most (1 + n) / (10 + n)."""
+        n = int(self.ema.n_averaged)  # what is handed over was brought to the device: to read it would wait for that
+        weight = 1 - min(self.config.training.ema_decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(averages, values, weight)
 
     def _add_gradients(self, part: Batch) -> Tensor:
         with explained("--set training.compile=false"):
@@ -252,17 +259,6 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
     progress = max(0, step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     return training.learning_rate * warmup * decay[training.schedule]
-
-
-def _ema_update(decay: float) -> Any:
-    """EMA with a warm-up: of n updates so far, the decay is at most (1 + n) / (10 + n)."""
-
-    def update(averages: list[Tensor], values: list[Tensor], updates: Tensor) -> None:
-        n = int(updates)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(averages, values, weight)
-
-    return update
 
 
 def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[StepStats]:
