@@ -201,4 +201,6 @@ def seeds() -> None:
 PARTS = {part.__name__: part for part in (samplers, schemes, guidance, steps, paces, weights, pictures, seeds)}
 
 if __name__ == "__main__":
+    if not PARTS.keys() & sys.argv[1:2]:
+        sys.exit(__doc__)
     PARTS[sys.argv[1]]()

@@ -57,6 +57,8 @@ NOISE = 0.2  # deviation of the noise that is to be taken away, of pixels in [0,
 
 def main() -> None:
     """Trains the named variants, or all, one after the other; one line each."""
+    if len(sys.argv) < 3 or not VARIANTS.keys() >= set(sys.argv[3:]):
+        sys.exit(__doc__)
     minutes, folder, names = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] or list(VARIANTS)
     device = choose_device("cpu", threads=1)
     for name in names:
