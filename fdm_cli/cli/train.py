@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "moving-mnist-small"
 # Of a run that is resumed: its length, where its data lies (whether it is the same is seen by its content), and how
-# the work is done and saved, which changes the result by rounding (and dropout's
-# draws) only.
+# the work is done and saved, which changes the result by rounding only, and by what dropout draws.
 MAY_CHANGE = (
     "data.source",
     "training.steps",
