@@ -185,6 +185,7 @@ def test_a_signal_whose_exception_python_drops_comes_again(name):
 import os, signal, sys, time
 from fdm_cli.cli import main
 signal.signal(signal.SIGTERM, main._terminate)
+signal.signal(signal.SIGINT, main._interrupt)
 sys.unraisablehook = main._unraisable
 class Leaving:
     def __del__(self):
