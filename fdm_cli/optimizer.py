@@ -50,7 +50,7 @@ def load_moments(optimizer: torch.optim.AdamW, saved: Mapping[str, Any]) -> None
     """
     parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     state = saved.get("state")
-    if not isinstance(state, dict) or state.keys() not in ({}.keys(), dict(enumerate(parameters)).keys()):
+    if not isinstance(state, dict) or (state and state.keys() != set(range(len(parameters)))):
         raise ValueError(f"it does not have the moments of {len(parameters)} parameters")
     matrices = set(optimizer.param_groups[1]["params"]) if isinstance(optimizer, Muon) else set()
     copies = {}

@@ -96,8 +96,8 @@ class Output:
         """
         if self.quiet or self.mute:
             yield _Silence()
-        elif _draws_bars():
-            with _bar(total, unit, done, steps) as bar:
+        elif (console := _console_for_bars()) is not None:
+            with _bar(console, total, unit, done, steps) as bar:
                 yield bar
         else:
             yield _Lines(total, unit, done)
@@ -155,22 +155,18 @@ class _Lines:
         _say("  ".join([*filter(None, words), f"{duration(left)} left"]))
 
 
-def _draws_bars() -> bool:
-    """Whether stderr is a terminal on which rich draws anything."""
+def _console_for_bars() -> Console | None:
+    """Where stderr is a terminal on which rich draws anything; it is loaded only for terminals."""
     if not sys.stderr.isatty():
-        return False
-    console = _console()
-    return console.is_terminal and not console.is_dumb_terminal
-
-
-def _console() -> Console:
+        return None
     from rich.console import Console
 
-    return Console(file=cast(IO[str], _Lasting(sys.stderr)))
+    console = Console(file=cast(IO[str], _Lasting(sys.stderr)))
+    return console if console.is_terminal and not console.is_dumb_terminal else None
 
 
 @contextmanager
-def _bar(total: int, unit: str, done: int, steps: str) -> Iterator[Progress]:
+def _bar(console: Console, total: int, unit: str, done: int, steps: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -183,7 +179,7 @@ def _bar(total: int, unit: str, done: int, steps: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     # stdout carries results only: rich must not catch it.
-    with RichProgress(*columns, console=_console(), redirect_stdout=False, transient=True) as progress:
+    with RichProgress(*columns, console=console, redirect_stdout=False, transient=True) as progress:
         task = progress.add_task(unit, total=total, completed=done, remark="")
         inner = progress.add_task(steps, total=None, remark="", visible=bool(steps))
 
