@@ -95,6 +95,12 @@ class ModelConfig:
     attention_residual: Literal["normalised", "plain"] = "normalised"  # predecessors add to the normalised input
     temporal_bias: Literal["none", "learned"] = "none"  # learned: heads begin with a distance each: TemporalBias
     positions: Literal["none", "learned"] = "none"  # learned: the network is told where in the frame each position is
+    patch_attention: Literal["none", "observed"] = "none"  # observed: looks for patches in the observed: PatchAttention
+
+    @property
+    def patch_block(self) -> int:
+        """H = W of the blocks of pixels that patch attention asks for: one in four pixels, or a position each."""
+        return max(2, self.patch_size)
 
     def __post_init__(self) -> None:
         """Checks what no single field can."""
@@ -116,6 +122,8 @@ class ModelConfig:
                 raise BadInput(
                     f"model.num_heads {self.num_heads} does not divide {mult * self.model_channels} channels"
                 )
+        if self.patch_attention != "none" and self.image_size % self.patch_block:
+            raise BadInput(f"model.patch_attention needs an even model.image_size, not {self.image_size}")
         sizes = [grid >> level for level in range(levels)]
         for resolution in self.attention_resolutions:
             if resolution not in sizes:
@@ -148,6 +156,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations (autocast); weights stay fp32
     activation_checkpointing: bool = False  # compute a block's activations again in the backward pass: less memory
     compile: bool = False  # torch.compile of the blocks: minutes at the start
+    weights: Literal["all", "patch_attention"] = "all"  # those that are trained; the others stay as they are
     optimizer: Literal["adamw", "muon"] = "adamw"  # optimizer.py
     learning_rate: float = limits(1e-4, 1e-9, 1.0)
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
@@ -190,6 +199,10 @@ class Config:
                 "training.loss_weighting x_0 with diffusion.parameterization eps: a few timesteps would count for all, "
                 "since an error of eps becomes one of x_0 that grows without bound",
                 "diffusion.parameterization v or x_0",
+            )
+        if self.training.weights == "patch_attention" and self.model.patch_attention == "none":
+            raise BadInput(
+                "training.weights patch_attention: the network has none", "--set model.patch_attention=observed"
             )
         if self.data.source == BUILT_IN:
             self.check_canvas()

@@ -65,7 +65,8 @@ class Process:
         self.timesteps = config.timesteps
         self.parameterization = config.parameterization
         self.config = config
-        self.betas = make_betas(config.betas, config.timesteps)
+        with torch.device("cpu"):  # wherever a network is made
+            self.betas = make_betas(config.betas, config.timesteps)
         self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)
         self._on: dict[torch.device, Tensor] = {}
 

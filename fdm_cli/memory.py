@@ -214,7 +214,8 @@ class TrainingStep(_Experiment):
         self.parameters = self._ledger.alive
         self._process = Process(config.diffusion)
         self._optimizer = optimizer.make(self._model, config.training)
-        for parameter in self._model.parameters():
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         _counted(self._optimizer.step)
         self._optimizer.zero_grad(set_to_none=True)
@@ -222,7 +223,7 @@ class TrainingStep(_Experiment):
         self._ema = AveragedModel(self._model, multi_avg_fn=_lerp)
         self._ema.n_averaged.fill_(1)
         self.ema = self._ledger.alive - self.parameters - self.optimizer
-        self.gradients = self.parameters
+        self.gradients = sum(parameter.nbytes for parameter in trained)
 
     @property
     def parts(self) -> int:
@@ -428,8 +429,11 @@ def _ghost_model(config: Config, ledger: Ledger) -> UNet:
 def _ghost_window(ledger: Ledger, batch: int, frames: int, latent: int, most_distances: int) -> Window:
     """A window as `Window.of` makes it, with as many different distances between frames as there can be."""
     distances = batch * min(frames * (frames - 1) + 1, most_distances)
+    places = torch.arange(frames).expand(batch, -1)
     return Window(
-        observed=empty(ledger, batch, frames, dtype=torch.bool),
+        # Where all may be latent, as many are observed besides as there can be.
+        observed=places < (frames - latent or frames - 1),
+        latent=places >= frames - latent,
         allowed=empty(ledger, batch, frames, frames, dtype=torch.bool),
         distances=Distances(
             empty(ledger, distances, 3),

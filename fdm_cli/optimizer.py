@@ -32,7 +32,7 @@ def make(model: UNet, training: TrainingConfig) -> torch.optim.AdamW:
     rate, epsilon, decay = training.learning_rate, training.adam_epsilon, training.weight_decay
     if training.optimizer == "muon":
         return Muon(model, lr=rate, eps=epsilon, weight_decay=decay)
-    return torch.optim.AdamW(model.parameters(), lr=rate, eps=epsilon, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(_trained(model), lr=rate, eps=epsilon, weight_decay=decay, fused=True)
 
 
 def load_moments(optimizer: torch.optim.AdamW, saved: Mapping[str, Any]) -> None:
@@ -87,8 +87,8 @@ class Muon(torch.optim.AdamW):
     directions of a matrix are learnt at one rate, where AdamW follows the few that its gradients have most of.
 
     Matrices are the weights of convolutions, as (outputs, inputs x places), and of linear layers, queries, keys and
-    values being one each; but for the first and the last layer, whose rows or columns are pixels, and for the few
-    inputs of distances' embeddings.
+    values being one each; but for the first and the last layer, whose rows or columns are pixels, for patch
+    attention, which is all pixels, and for the few inputs of distances' embeddings.
 
     Args:
         model: a UNet.
@@ -99,7 +99,7 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, model: UNet, lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         matrices = _matrices(model)
-        rest = [parameter for parameter in model.parameters() if parameter not in matrices]
+        rest = [parameter for parameter in _trained(model) if parameter not in matrices]
         groups = [{"params": parameters} for parameters in (rest, list(matrices))]
         super().__init__(groups, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
         self._parts = list(matrices.values())
@@ -129,13 +129,22 @@ class Muon(torch.optim.AdamW):
         return gradient.lerp(state["exp_avg"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
 
 
+def _trained(model: UNet) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def _matrices(model: UNet) -> dict[Tensor, int]:
     """The parameters that are matrices, each with the number of those that lie one below the other in it."""
     edges = {*model.input_blocks[0].modules(), *model.out.modules()}
+    if model.patch_attention is not None:
+        edges.update(model.patch_attention.modules())
     return {
         module.weight: 3 if name.endswith(".qkv") else 1
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and module not in edges and not name.endswith(".embed_distances")
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and module not in edges
+        and not name.endswith(".embed_distances")
+        and module.weight.requires_grad
     }
 
 

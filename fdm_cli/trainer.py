@@ -41,8 +41,14 @@ from fdm_cli.signals import StopSignals
 from fdm_cli.training_batches import Batch, draw_ahead, draw_batch
 from fdm_cli.unet import UNet
 
-# Of what no shape shows, what weights do not depend on.
-INDEPENDENT = ("model.dropout", "model.window", "model.image_size", "model.attention_resolutions")
+# Of what no shape shows, what weights do not depend on; and what their names show, as `refuse_unfit` has seen by then.
+INDEPENDENT = (
+    "model.dropout",
+    "model.window",
+    "model.image_size",
+    "model.attention_resolutions",
+    "model.patch_attention",
+)
 MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -198,8 +204,8 @@ class Trainer:
     def start_from(self, start: Checkpoint) -> None:
         """Takes a checkpoint's weights, at step 0; they must fit, see `refuse_unfit`."""
         weights = start.model.state_dict()
-        self.model.load_state_dict(weights)
-        self.ema.module.load_state_dict(weights)
+        for module in (self.model, self.ema.module):
+            module.load_state_dict({**module.state_dict(), **weights})
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds; see `checkpoint`."""
@@ -240,6 +246,8 @@ def refuse_unfit(start: Checkpoint, config: Config, path: Path) -> None:
     with torch.device("meta"):
         expected = UNet(config).state_dict()
     what = f"{path}: the weights do not fit the model to train"
+    if start.config.model.patch_attention == "none":  # begins as the identity
+        expected = {name: value for name, value in expected.items() if not name.startswith("patch_attention.")}
     refuse_mismatch(expected, start.model.state_dict(), what)
     for name, own, wanted in configuration.differences(start.config.model, config.model, "model."):
         if name not in INDEPENDENT:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -32,9 +32,10 @@ from fdm_cli.attention import (
     zero_,
 )
 from fdm_cli.config import Config
-from fdm_cli.diffusion import normalised
+from fdm_cli.diffusion import Process, normalised
 from fdm_cli.dropout import Dropout
 from fdm_cli.group_norm import group_norm
+from fdm_cli.patch_attention import Alike, PatchAttention
 from fdm_cli.winograd import Conv3x3
 
 
@@ -52,6 +53,7 @@ class Window:
 
     Attributes:
         observed: (B, K) bool.
+        latent: (B, K) bool.
         allowed: (B, K, K) bool, which frame attends to which: real ones to real ones, padding to padding; None when
             there is no padding.
         distances: between the frames.
@@ -61,11 +63,17 @@ class Window:
     """
 
     observed: Tensor
+    latent: Tensor
     allowed: Tensor | None
     distances: Distances
     clip_of_frame: Tensor
     latent_frames: Tensor
     counted: Tensor | None = None
+
+    @cached_property
+    def alike(self) -> list[Alike]:
+        """Its clips by their numbers of observed and of latent frames."""
+        return Alike.among(self.observed, self.latent)
 
     @staticmethod
     def of(
@@ -87,6 +95,7 @@ class Window:
         real = observed_mask | latent_mask
         return Window(
             observed=observed_mask,
+            latent=latent_mask,
             allowed=None if bool(real.all()) else real[:, :, None] == real[:, None, :],
             distances=Distances.between(frame_indices),
             clip_of_frame=torch.arange(clips, device=frame_indices.device).repeat_interleave(count),
@@ -279,6 +288,12 @@ class UNet(nn.Module):
         last = nn.Conv2d(channels, patched, 3, padding=1)
         zero_(last)
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
+        self.patch_attention = None
+        if model.patch_attention == "observed":
+            self.patch_attention = PatchAttention(model, embedding, Process(diffusion))
+            if config.training.weights == "patch_attention":
+                self.requires_grad_(False)
+                self.patch_attention.requires_grad_(True)
         blocks = [self.middle_block, *self.output_blocks]
         self._last_attention = [m for b in blocks for m in b if isinstance(m, FactorizedAttention)][-1:]
         self._temporal_attentions = [module for module in self.modules() if isinstance(module, TemporalAttention)]
@@ -343,7 +358,10 @@ class UNet(nn.Module):
         h = F.pixel_shuffle(h, self.config.patch_size)
         if wanted is not None:
             h = h.new_zeros(clips * count, *h.shape[1:]).index_copy(0, wanted, h)
-        return h.view(clips, count, *h.shape[1:])
+        output = h.view(clips, count, *h.shape[1:])
+        if self.patch_attention is not None:
+            output = self.patch_attention(output, x_t, x_0, timestep, conditions.activated, window.alike)
+        return output
 
     def _run(
         self, block: nn.Module, h: Tensor, conditions: Conditions, wanted: Tensor | None

@@ -252,6 +252,7 @@ def test_all_tensors_are_on_the_network_s_device(preset):
         latent = torch.ones(2, frames, dtype=torch.bool)
         window = Window(
             observed=~latent,
+            latent=latent,
             allowed=latent[:, :, None] == latent[:, None, :],
             distances=Distances(
                 torch.zeros(31, 3),
