@@ -277,6 +277,7 @@ class TrainingStep(_Experiment):
             latent=latent,
             timestep=torch.zeros(batch, dtype=torch.int64),
             eps=empty(ledger, *shape),
+            error_timestep=torch.full((batch,), -1),  # their network call has no gradients: it needs less than the step
         )
 
     def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler) -> None:
@@ -431,8 +432,8 @@ def _ghost_window(ledger: Ledger, batch: int, frames: int, latent: int, most_dis
     distances = batch * min(frames * (frames - 1) + 1, most_distances)
     places = torch.arange(frames).expand(batch, -1)
     return Window(
-        # Where all may be latent, as many are observed besides as there can be.
-        observed=places < (frames - latent or frames - 1),
+        # Where all may be latent, one is observed besides: patch attention needs the most for many latent ones.
+        observed=places < (frames - latent or 1),
         latent=places >= frames - latent,
         allowed=empty(ledger, batch, frames, frames, dtype=torch.bool),
         distances=Distances(

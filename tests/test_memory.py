@@ -46,6 +46,7 @@ def real_peak(config, latent_frames=None) -> int:
             latent=latent,
             timestep=torch.full((size,), 500),
             eps=torch.randn(shape),
+            error_timestep=torch.full((size,), -1),
         )
 
     trainer.batches = batch
@@ -93,9 +94,20 @@ def test_with_observed_frames_a_step_needs_no_more():
 
 
 @pytest.mark.slow
+def test_with_patch_attention_the_estimate_is_of_one_observed_frame():
+    config = config_of("micro", "model.patch_attention=observed")
+    step = TrainingStep(config)
+    estimate = step.peak(4) - step.parameters - step.optimizer - step.ema
+    real = [real_peak(config, latent_frames=latent) for latent in (1, 8, 15, 16)]
+    assert max(real) == real[2]
+    assert real[2] < 1.01 * estimate < 1.1 * real[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch_attention", ["none", "observed"])
 @pytest.mark.parametrize("latent", [16, 8])
-def test_the_estimate_of_a_network_call_is_what_the_allocator_reports(latent):
-    config = config_of("moving-mnist-small")
+def test_the_estimate_of_a_network_call_is_what_the_allocator_reports(latent, patch_attention):
+    config = config_of("moving-mnist-small", f"model.patch_attention={patch_attention}")
     call = SamplingCall(config, 16, latent)
     model = UNet(config).eval()
     is_latent = (torch.arange(16) >= 16 - latent).expand(4, -1)

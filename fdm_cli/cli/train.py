@@ -171,6 +171,8 @@ def train(
             refuse_unfit(start.checkpoint, config, start.path)
             if remark := other_process(start.checkpoint, config):
                 output.warn(remark)
+            if config.model.patch_attention != start.checkpoint.config.model.patch_attention:
+                output.note("patch attention is new to these weights: it begins with changing nothing")
         job = _Job(
             config=config,
             folder=RunFolder(path),

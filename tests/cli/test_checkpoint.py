@@ -64,6 +64,26 @@ def test_training_starts_from_a_checkpoint(tmp_path):
     assert "both given" in done.stderr
 
 
+def test_patch_attention_is_added_to_a_trained_network(tmp_path):
+    """And is all that is trained, after --resume too; what has it does not become a network that has not."""
+    added = ("--set", "model.patch_attention=observed", "--set", "training.weights=patch_attention")
+    done = fdm("train", "--init-from", SEED, *added, "--steps", 1, "--run", "run", cwd=tmp_path)
+    assert "patch attention is new" in done.stderr
+    fdm("train", "--resume", "--steps", 3, "--run", "run", cwd=tmp_path)
+    begun, ended = (read_state(tmp_path / "run" / "checkpoints" / f"step-0000000{step}.pt") for step in (0, 3))
+    trained = {key for key in ended["model"] if not np.array_equal(begun["model"][key], ended["model"][key])}
+    assert trained
+    assert all(key.startswith("patch_attention.") for key in trained)
+    for key, value in load_checkpoint(SEED).model.state_dict().items():
+        assert np.array_equal(ended["ema"][key].numpy(), value.numpy())
+    fdm("sample", "--checkpoint", "run", "--length", 10, "--sampling-steps", 2, "-o", "out.npz", cwd=tmp_path)
+    done = fdm("train", "--init-from", "run", "--set", "model.patch_attention=none", "--set", "training.weights=all",
+               "--dry-run", cwd=tmp_path, check=2)  # fmt: skip
+    assert "patch_attention.compare.0.weight is not part of it" in done.stderr
+    done = fdm("train", "--init-from", SEED, *added[2:], "--dry-run", cwd=tmp_path, check=2)
+    assert "training.weights patch_attention: the network has none" in done.stderr
+
+
 def test_windows_go_on_growing_from_where_the_weights_have_got_to(tmp_path):
     growing = ("--set", "data.clip_length=160", "--set", "data.first_clip_length=20", "--set", "data.growth_steps=3")
     fdm("train", "--preset", "micro", *SMALLEST_OPTIONS, *growing, "--steps", 1, "--run", "run", cwd=tmp_path)
