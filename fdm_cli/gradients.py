@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -49,39 +47,6 @@ def clip_losses(
     return process.loss(batch.x_0, batch.timestep, batch.eps, output.float(), batch.latent)
 
 
-@torch.no_grad()
-def with_errors(model: nn.Module, process: Process, batch: Batch, precision: str = "fp32") -> Batch:
-    """The batch with the network's own errors in the observed frames of some clips.
-
-    In a long video the observed frames are of the network's making. One that has seen nothing but perfect ones in
-    training takes their errors over and adds to them. So some observed frames become what the network makes of them,
-    without any others to look at, from the noise of a timestep at which it gets them nearly right.
-
-    Args:
-        model: as for `clip_losses`.
-        process: noises the frames.
-        batch: at whose `error_timestep`, where that is not -1.
-        precision: as for `clip_losses`.
-    """
-    rows = ((batch.error_timestep >= 0) & batch.observed.any(1)).nonzero().squeeze(1)
-    if not len(rows):
-        return batch
-    x_0, observed, timestep = batch.x_0[rows], batch.observed[rows], batch.error_timestep[rows]
-    x_t = process.q_sample(x_0, timestep, batch.eps[rows])
-    with torch.autocast(x_t.device.type, DTYPES[precision], enabled=precision != "fp32"):
-        output = model(
-            x_t,
-            timestep,
-            x_0=x_0,
-            frame_indices=batch.frame_indices[rows],
-            observed_mask=torch.zeros_like(observed),
-            latent_mask=observed,
-        )
-    made = process.predict_x_0(x_t, timestep, output.float()).clamp(-1, 1)
-    x_0 = torch.where(observed[:, :, None, None, None], made, x_0)
-    return replace(batch, x_0=batch.x_0.index_copy(0, rows, x_0))
-
-
 def add_gradients(
     model: nn.Module,
     process: Process,
@@ -104,7 +69,6 @@ def add_gradients(
         () float32, detached: the part's mean loss, unscaled. The mean over a step's parts is the step's loss, and its
         gradient is what the parts leave behind together.
     """
-    batch = with_errors(model, process, batch, training.precision)
     losses = clip_losses(model, process, batch, training.precision, window)
     if training.loss_weighting != "none":
         losses = losses * process.loss_weight(training.loss_weighting, batch.timestep)

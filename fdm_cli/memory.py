@@ -277,7 +277,6 @@ class TrainingStep(_Experiment):
             latent=latent,
             timestep=torch.zeros(batch, dtype=torch.int64),
             eps=empty(ledger, *shape),
-            error_timestep=torch.full((batch,), -1),  # their network call has no gradients: it needs less than the step
         )
 
     def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler) -> None:

@@ -32,16 +32,11 @@ T = TypeVar("T")
 
 MOST_PROCESSES = 8  # that draw batches: they keep up with an H100
 BATCHES_EACH = 2  # that each of them has in shared memory
-ERRORS_WITHIN = (0.05, 0.4)  # of all timesteps: what the network makes of such noise is what it makes, nearly
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on: videos (B, K, C, H, W), masks and indices (B, K), timesteps (B,), noise like x_0.
-
-    At `error_timestep` the network's own errors in the observed frames are found, see `gradients.with_errors`; -1 is
-    for a clip whose observed frames stay as they are.
-    """
+    """What one step trains on: videos (B, K, C, H, W), masks and indices (B, K), timestep (B,), noise like x_0."""
 
     x_0: Tensor
     frame_indices: Tensor
@@ -49,7 +44,6 @@ class Batch:
     latent: Tensor
     timestep: Tensor
     eps: Tensor
-    error_timestep: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device; from pinned memory the copy runs beside what the device does."""
@@ -76,15 +70,15 @@ class Batch:
 def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
     """Clips number `first_number`, `first_number` + 1, ... of the endless stream that the seed stands for.
 
-    Each clip is a function of the seed and its number alone: the window, the clip, the timestep, the noise and the
-    timestep of errors are drawn from its generator, in this order.
+    Each clip is a function of the seed and its number alone: the window, the clip, the timestep and the noise are
+    drawn from its generator, in this order.
     """
     data, model = config.data, config.model
     batch_size = config.training.batch_size
     # All windows of a batch have as many frames, whichever step their clips belong to.
     places = min(model.window, data.spanned(first_number // batch_size))
     eps = torch.empty(size, places, model.image_channels, model.image_size, model.image_size)
-    videos, windows, timesteps, error_timesteps = [], [], [], []
+    videos, windows, timesteps = [], [], []
     for place in range(size):
         draws = generator(seed, "clip", first_number + place)
         spanned = data.spanned((first_number + place) // batch_size)
@@ -94,7 +88,6 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
         windows.append(window)
         timesteps.append(draw_timestep(config, draws))
         eps[place].normal_(generator=draws)
-        error_timesteps.append(_draw_error_timestep(config, draws))
     return Batch(
         x_0=video.to_model(np.concatenate(videos)).view_as(eps),
         frame_indices=torch.stack([window.frame_indices for window in windows]),
@@ -102,15 +95,7 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
         latent=torch.stack([window.latent for window in windows]),
         timestep=torch.tensor(timesteps),
         eps=eps,
-        error_timestep=torch.tensor(error_timesteps),
     )
-
-
-def _draw_error_timestep(config: Config, generator: torch.Generator) -> int:
-    if float(torch.rand((), generator=generator, dtype=torch.float64)) >= config.training.observed_errors:
-        return -1
-    low, high = (int(part * config.diffusion.timesteps) for part in ERRORS_WITHIN)
-    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def draw_timestep(config: Config, generator: torch.Generator) -> int:

@@ -46,7 +46,6 @@ def real_peak(config, latent_frames=None) -> int:
             latent=latent,
             timestep=torch.full((size,), 500),
             eps=torch.randn(shape),
-            error_timestep=torch.full((size,), -1),
         )
 
     trainer.batches = batch
