@@ -60,7 +60,7 @@ class Alike:
 
 
 class PatchAttention(nn.Module):
-    """Adds to the network's output on latent frames what their patches' like in observed frames suggests.
+    """Adds to the network's output on latent frames what similar patches of observed frames suggest.
 
     Of a latent frame every block of pixels asks, with the patch p around it in the estimate of x_0; in observed frames
     the patch q of every pixel answers, so that motion by any number of whole pixels is followed. With a learned linear
@@ -119,6 +119,8 @@ class PatchAttention(nn.Module):
             alike: the clips, see `Alike.among`.
         """
         if not alike:
+            if not torch.is_grad_enabled():
+                return output
             # Processes that train together wait for the gradients of all weights, if only to hear that they are 0.
             return output + 0 * sum(parameter.sum() for parameter in self.parameters())
         # Differences of squares: too fine for half precision.

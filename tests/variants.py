@@ -50,6 +50,7 @@ VARIANTS = {
     "batch-4": ["training.batch_size=4"],
     "batch-16": ["training.batch_size=16"],
     "clip-160": ["data.clip_length=160"],
+    "patch-attention": ["model.patch_attention=observed"],
 }
 GIVEN, CLIPS = 8, 64
 NOISE = 0.2  # deviation of the noise that is to be taken away, of pixels in [0, 1]
