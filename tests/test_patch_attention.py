@@ -23,7 +23,7 @@ def network(parameterization="v", weights="all", patch_attention="observed", **c
 
 
 def inputs(channels=1):
-    """Clips of 2 observed and 3 latent frames, of 4 and 1, of none and 5; the sixth frame is padding or latent."""
+    """Clips of 2 observed and 3 latent frames, of 4 and 1, of none and 5; the sixth frame is padding."""
     roles = torch.tensor([[0, 1, 1, 0, 1, 2], [0, 0, 1, 0, 0, 2], [1, 1, 1, 1, 1, 2]])
     torch.manual_seed(1)
     return {
