@@ -73,7 +73,10 @@ class Clip:
         count = 0
         for frame in frames:
             if most is not None and begin + min(count + 1, last or count + 1) > most:
-                raise BadInput(f"more than {most} given frames", "a larger --length, or --use-last")
+                fewer = ", or --use-last" if most else ""
+                raise BadInput(
+                    f"more than {most} given frames, the whole video is to have {most + 1}", f"a larger --length{fewer}"
+                )
             with write_failures(WHAT):
                 self._file.seek((begin + count % (last or count + 1)) * self._bytes)
                 self._file.write(fit(frame, self.size, self.channels).tobytes())

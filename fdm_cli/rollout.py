@@ -51,7 +51,7 @@ class Update:
         network_calls: so far, batched calls counting once.
         steps: denoising steps done of the round in progress; 0 when none is.
         executed: the jobs that have just been finished, with the frames they really observed.
-        replayed: they were finished by an earlier run that this one goes on with.
+        replayed: this is still about what an earlier run finished, which may be more than is counted yet.
         frames: newly finished frames in the video's order, each (S, C, H, W) float32 in [-1, 1].
     """
 
@@ -81,7 +81,7 @@ def run(
 
     Args:
         checkpoint: the model, on its device.
-        plan: made for a window no longer than the model was trained on.
+        plan: of any window; one longer than the model was trained on gives poor frames.
         sampling: how each window is sampled.
         seed: of all random numbers.
         samples: S, videos made side by side.
@@ -110,7 +110,7 @@ def run(
     done = calls = 0
     with FrameStore(shape, samples, given, work.frames if work else None, scratch) as store:
         queue = _Queue(plan, samples, store)
-        yield from (Update(0, 0, frames=frames) for frames in queue.finished())
+        yield from (Update(0, 0, frames=frames, replayed=earlier) for frames in queue.finished())
         for number, batches in enumerate(_rounds(plan, samples, max_batch, ranks.size, sampling.guidance == 1)):
             made = None
             if earlier:
@@ -135,7 +135,7 @@ def run(
             queue.add(made)
             _trim()
             yield Update(done, calls, executed=[job for job, _ in made], replayed=earlier)
-            yield from (Update(done, calls, frames=frames) for frames in queue.finished())
+            yield from (Update(done, calls, frames=frames, replayed=earlier) for frames in queue.finished())
 
 
 def _trim() -> None:

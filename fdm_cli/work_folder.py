@@ -28,6 +28,8 @@ from fdm_cli.files import hidden_name, replacing, sync, write_failures
 if TYPE_CHECKING:
     from fdm_cli.frame_store import FrameStore
 
+# What a run that goes on takes from run.json where the user does not say, and so what it may be.
+_TAKEN_OVER = {"seed": range(2**63), "threads": range(1, 1025), "max_batch": range(1, 65_537)}
 SYNC_INTERVAL = 10.0  # seconds of work that a loss of power may cost; a killed process loses none
 
 
@@ -107,7 +109,11 @@ class WorkFolder:
             return None
         except (OSError, ValueError) as error:
             raise BadInput(f"{self._run}: not readable: {error}", "--force starts over") from None
-        if not isinstance(facts, dict):
+        if not isinstance(facts, dict) or any(
+            type(facts[name]) is not int or facts[name] not in allowed
+            for name, allowed in _TAKEN_OVER.items()
+            if name in facts
+        ):
             raise BadInput(f"{self._run}: not what this program writes", "--force starts over")
         return facts
 

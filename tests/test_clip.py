@@ -69,6 +69,9 @@ def test_too_many_frames_are_refused_as_soon_as_they_come(tmp_path):
         with pytest.raises(BadInput, match="more than 5 given frames") as caught:
             clip.add(endless(), most=5)
         assert "--use-last" in caught.value.hint
+        with pytest.raises(BadInput, match="more than 0 given frames, the whole video is to have 1") as caught:
+            clip.add(levels(1), most=0)
+        assert "--use-last" not in caught.value.hint
     with Clip(4, 1, tmp_path) as clip:
         assert clip.add(levels(*range(20)), last=5, most=5) == 5
         with pytest.raises(BadInput, match="more than 5 given frames"):

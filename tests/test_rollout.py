@@ -243,6 +243,7 @@ class TestResuming:
         monkeypatch.setattr(UNet, "forward", lambda *a, **o: calls.append(1) or forward(*a, **o))
         _, updates = finished(checkpoint, tmp_path, "autoregressive")
         assert len(calls) == (7 - 4) * 3
+        assert all(update.replayed for update in updates if update.windows < 4)  # frames that are told of, too
         assert updates[-1].network_calls == 7 * 3
 
     def test_frames_that_were_not_all_written_are_made_again(self, checkpoint, tmp_path):

@@ -117,6 +117,16 @@ def test_an_unreadable_folder_is_said_so(folder):
         folder.facts()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"seed": "q"}, {"seed": -1}, {"threads": 99_999}, {"threads": True}, {"max_batch": 1.0}, []]
+)
+def test_what_is_taken_over_is_checked(folder, wrong):
+    interrupt(folder)
+    (folder.path / "run.json").write_text(json.dumps(wrong))
+    with pytest.raises(BadInput, match="not what this program writes"):
+        folder.facts()
+
+
 @pytest.mark.parametrize("torn", [b'{"round": 2, "cr', b"\0\0\0\0\0\n", b"17\n", b'{"round": 2}'])
 def test_a_torn_line_does_not_count(tmp_path, torn):
     lines = b'{"round": 0}\n{"round": 1}\n'

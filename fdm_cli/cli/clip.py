@@ -157,7 +157,7 @@ def _refuse_too_many(counts: Sequence[int], length: int | None, use_last: int | 
     count = sum(counts)
     if length is not None and count >= length:
         whose = "the clip has" if len(counts) == 1 else "both clips together have"
-        fewer = "" if use_last == 1 else ", or --use-last"
+        fewer = "" if use_last == 1 or length == 1 else ", or --use-last"
         raise BadInput(
             f"{whose} {plural(count, 'frame')}, the whole video is to have {length}",
             f"--length {count + 1} or more{fewer}",

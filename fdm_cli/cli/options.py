@@ -147,6 +147,8 @@ def clip_path(text: str) -> Path:
 
 def output_path(text: str) -> Path:
     """What `--output` names. Raises BadInput for `name.gif/`: of a path nobody sees any more how it was typed."""
+    if text == "-":
+        raise BadInput("--output: a video is not written to stdout", "name a file, or ./- for a folder of that name")
     path = Path(text)
     if text.endswith(("/", os.sep)) and path.suffix:
         raise BadInput(f"--output: {text}: a folder of PNG images has a name without a dot", f"{path.stem}/")

@@ -181,11 +181,13 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
         (("-o", "out.gfi"), "out.gfi"),
         (("-o", "run.gif/"), "run.gif/: a folder of PNG images has a name without a dot"),
         (("-o", "./"), "'./' is no name of a video"),
+        (("-o", "-"), "a video is not written to stdout"),
         (("-o", ""), "'' is no name of a video"),
         (("-o", ".gif"), "'.gif' is no name of a video"),
         (("--length", "200000", "-o", "long.gif", "--dry-run"), "at most 150000"),
         (("-o", "exists.gif"), "exists"),
         (("-o", "fresh.gif"), "fresh.gif.json: exists already"),
+        (("-o", "folder.gif", "--force"), "folder.gif.json: is a folder"),
         (("--num-samples", "0"), "--num-samples"),
         (("--scheme", "adaptive-hierarchy-2", "--embedding", "pixel"), "unknown embedding 'pixel'"),
         (("--scheme", "prepend"), "prepend needs given frames"),
@@ -194,13 +196,14 @@ def test_a_scheme_that_reaches_further_than_the_training_clips_is_warned_about(m
 def test_bad_usage(micro_weights, tmp_path, arguments, says):
     (tmp_path / "exists.gif").write_bytes(b"precious")
     (tmp_path / "fresh.gif.json").write_bytes(b"precious")
+    (tmp_path / "folder.gif.json").mkdir()
     done = fdm("sample", "--checkpoint", micro_weights, *arguments, cwd=tmp_path, check=2)
     error, *rest = done.stderr.strip().splitlines()
     assert error.startswith("error: ")
     assert says in error
     assert [line[:6] for line in rest] in ([], ["hint: "])
     assert done.stdout == ""
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == {
         "exists.gif": b"precious", "fresh.gif.json": b"precious",
     }  # fmt: skip
 
