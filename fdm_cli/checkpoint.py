@@ -268,6 +268,8 @@ def _refusing(path: Path) -> Iterator[None]:
         raise BadInput(f"no such file: {path}") from None
     except IsADirectoryError:
         raise BadInput(f"{path} is a folder, not a checkpoint file") from None
+    except PermissionError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
     except zipfile.BadZipFile:
         raise BadInput(f"{path}: not a checkpoint, or cut short") from None
     except Exception as error:

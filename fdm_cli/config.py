@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
+_LINE = re.compile(r":\d+$")  # at the end of a place in a file
 MOST_LEVELS = 11  # 1024 x 1024 pixels can be halved ten times
 BUILT_IN = "moving-mnist"  # the data source that comes with the program
 
@@ -60,6 +63,12 @@ class DataConfig:
         """Checks what no single field can."""
         if not self.source:
             raise BadInput("data.source is empty", "a folder of videos, one video, IDX digits, or moving-mnist")
+        try:
+            named = b"\0" not in os.fsencode(self.source)
+        except UnicodeEncodeError:
+            named = False
+        if not named:
+            raise BadInput(f"data.source {self.source!a} is no name that a file can have")
         if bool(self.first_clip_length) != bool(self.growth_steps):
             raise BadInput("data.first_clip_length and data.growth_steps mean something only together")
 
@@ -336,7 +345,7 @@ def _build(cls: type[T], node: Node, what: str, path: str) -> T:
     try:
         return cls(**values)
     except BadInput as error:
-        raise BadInput(f"{node.where.rpartition(':')[0] or node.where}: {error.message}", error.hint) from None
+        raise BadInput(f"{_LINE.sub('', node.where)}: {error.message}", error.hint) from None
 
 
 def _value(hint: Any, node: Node, name: str, bounds: Mapping[str, Any]) -> Any:
@@ -352,11 +361,12 @@ def _value(hint: Any, node: Node, name: str, bounds: Mapping[str, Any]) -> Any:
         items = node.sequence(name)
         if not items and name == "model.channel_mult":
             node.fail(f"{name} must have at least one entry")
-        return tuple(_value(item_hint, item, name, {"low": 1, "high": 65_536}) for item in items)
+        bounds = {"low": 1, "high": 65_536}
+        return tuple(_value(item_hint, item, f"{name}[{place}]", bounds) for place, item in enumerate(items))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint is str and not isinstance(value, str) and isinstance(value, int | float):
-        value = str(value)
+        value = str(value) if node.text is None else node.text
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if type(value) is not hint:
         node.fail(f"{name} must be {words[hint]}, not {describe(node)}")

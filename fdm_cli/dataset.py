@@ -48,6 +48,10 @@ class Clips(Protocol):
     def videos(self) -> int | None:
         """How many videos the clips come from; None where each clip is made anew."""
 
+    @property
+    def places(self) -> int | None:
+        """How many different clips there are; None where each is made anew."""
+
     def of_length(self, clip_length: int) -> Clips:
         """Clips of another length from the same videos, but for those that are too short; at most `longest`."""
 
@@ -92,6 +96,11 @@ class VideoClips:
     def videos(self) -> int:
         """See Clips.videos."""
         return len(self.lengths)
+
+    @property
+    def places(self) -> int:
+        """See Clips.places."""
+        return int((self.lengths - self.clip_length + 1).sum())
 
     def of_length(self, clip_length: int) -> VideoClips:
         """See Clips.of_length."""

@@ -112,7 +112,7 @@ class LpipsEmbedding:
             except ImportError:
                 raise BadInput(
                     "the lpips embedding needs the package lpips",
-                    "pip install lpips torchvision, or --embedding pixels",
+                    "install fdm with its extra [lpips] and the torchvision of your torch, or take --embedding pixels",
                 ) from None
             except Exception as error:  # whatever the download, or a torchvision for another torch, raises
                 raise BadInput(

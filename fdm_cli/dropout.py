@@ -19,7 +19,7 @@ class Dropout(nn.Dropout):
     """Sets numbers to zero with probability p, to within 2^-17, and scales the others up (arXiv 1207.0580)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; draws from torch's global generator, and only while training."""
+        """Any shape, in memory without gaps or repeats; draws from torch's global generator while training."""
         dropped = round(self.p * LEVELS)
         if not self.training or dropped == 0:
             return x

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_SHOWN = 4000  # characters: of a path, Linux allows 4096 bytes
+
 
 class FdmError(Exception):
     """An expected failure: one line that says what is wrong and where, one line that says what to do.
@@ -70,6 +72,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {folded[near[0]]!r}?"
     return "known: " + ", ".join(names) if names else "there are none"
+
+
+def one_line(text: str) -> str:
+    """A text with names out of files as it may be shown: no line breaks, nothing that a terminal obeys, not endless."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 300]} ... {line[-200:]}"
 
 
 def not_numbers() -> RunFailed:

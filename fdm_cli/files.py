@@ -33,11 +33,11 @@ def expanded(path: str) -> Path:
 
 def refuse_taken(path: Path, force: bool) -> None:
     """Raises BadInput where a file could not be written: it exists and `force` is not given, or has no folder."""
+    refuse_parent(path)
     if path.is_dir():
         raise BadInput(f"{path}: is a folder", "remove it, or choose another name")
     if os.path.lexists(path) and not force:
         raise BadInput(f"{path}: exists already", "--force replaces it")
-    refuse_parent(path)
 
 
 def refuse_parent(path: Path) -> None:

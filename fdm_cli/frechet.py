@@ -60,6 +60,8 @@ class VideoFeatures:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
+        if path.is_dir():
+            raise BadInput(f"{path} is a folder, not a TorchScript file")
         if not path.is_file():
             raise BadInput(f"no such file: {path}", "--fvd-weights takes a TorchScript file, e.g. i3d_torchscript.pt")
         try:
@@ -69,6 +71,7 @@ class VideoFeatures:
             raise BadInput(f"{path}: no TorchScript file: {reason}", "torch.jit.save writes them") from None
         self._path = path
         self._device = device
+        self._count: int | None = None  # of features, once known
 
     @torch.inference_mode()
     def __call__(self, video: Tensor) -> Tensor:
@@ -92,4 +95,8 @@ class VideoFeatures:
             raise BadInput(f"{self._path}: gives {found}, not a row of features for one video")
         if not features.isfinite().all():
             raise BadInput(f"{self._path}: gives features that are not finite")
+        count = features.shape[1]
+        if not count or count != (self._count or count):
+            raise BadInput(f"{self._path}: gives {self._count or 'some'} features for one video, {count} for another")
+        self._count = count
         return features[0].cpu().double()

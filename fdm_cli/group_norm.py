@@ -78,12 +78,12 @@ def group_norm_of(x: Tensor, scale: Tensor, shift: Tensor, groups: int, counted:
     Returns:
         (N, R, M, C).
     """
-    grouped = x.view(*x.shape[:-1], groups, -1)  # (N, R, M, G, C / G)
-    weight = counted.to(x.dtype) / counted.sum(1, keepdim=True)
+    grouped = x.to(scale.dtype).view(*x.shape[:-1], groups, -1)  # (N, R, M, G, C / G)
+    weight = counted.to(scale.dtype) / counted.sum(1, keepdim=True)
     mean = torch.einsum("nr,nrmgc->nmg", weight, grouped)[:, None, :, :, None] / grouped.shape[-1]
     centred = grouped - mean
     variance = torch.einsum("nr,nrmgc->nmg", weight, centred.square())[:, None, :, :, None] / grouped.shape[-1]
-    return (centred * torch.rsqrt(variance + EPS)).flatten(-2) * scale + shift
+    return ((centred * torch.rsqrt(variance + EPS)).flatten(-2) * scale + shift).to(x.dtype)
 
 
 def _of_maps(value: Tensor) -> Tensor:

@@ -103,6 +103,11 @@ class MovingMnist:
         """See dataset.Clips.videos."""
         return None
 
+    @property
+    def places(self) -> None:
+        """See dataset.Clips.places."""
+        return None
+
     def of_length(self, clip_length: int) -> MovingMnist:
         """See dataset.Clips.of_length."""
         return replace(self, clip_length=clip_length)

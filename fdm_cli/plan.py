@@ -17,10 +17,9 @@ from fdm_cli import given as givens
 from fdm_cli import rules
 from fdm_cli.errors import BadInput
 from fdm_cli.frame_set import FrameSet
-from fdm_cli.scheme import Round, Scheme
+from fdm_cli.scheme import MAX_WINDOW, Round, Scheme
 
 MAX_LENGTH = 100_000_000
-MAX_WINDOW = 4096
 MAX_PLACES = 20_000_000
 
 
@@ -310,7 +309,7 @@ class _Draft:
             raise BadInput(
                 f"{where}: window {number}, which makes frame {frame}: {len(observed) + more} observed and "
                 f"{len(latent)} latent frames do not fit into a window of {board.window}",
-                "a larger --window, or a smaller --length",
+                "a larger window, or a smaller --length",
             )
         if not latent:
             raise BadInput(f"{where}: window {number} makes no frame")

@@ -47,7 +47,8 @@ def draw(plan: Plan) -> NDArray[np.uint8]:
         cells[:, wide - 1 :: wide] = _PAPER
     if high >= 5:
         cells[high - 1 :: high] = _PAPER
-    width = max(cells.shape[1], 620) + _LEFT + _RIGHT
+    waves = ImageFont.load_default(_FONT_SIZE).getlength(f"{max(plan.waves - 1, 0):,}")
+    width = max(cells.shape[1], 620) + _LEFT + max(_RIGHT, int(waves) + 24)
     canvas = np.full((cells.shape[0] + _TOP + _BOTTOM, width, 3), _PAPER, np.uint8)
     canvas[_TOP : _TOP + cells.shape[0], _LEFT : _LEFT + cells.shape[1]] = cells
     return _label(canvas, plan, rows, per_column, wide, high)

@@ -2,7 +2,7 @@
 
 Generate rules are generators over a `Board`, the state of a plan in the making: each yields the latent frames
 of one window after the other, while the planner marks them as known in between. Observe rules read the known
-frames nearest to a window. Neither checks anything: `plan.py` does, whatever the rule.
+frames nearest to a window. Neither checks more than that it holds no endless list: `plan.py` does, whatever the rule.
 """
 
 from __future__ import annotations

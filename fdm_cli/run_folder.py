@@ -105,7 +105,6 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock", blocking=False)
             lock.acquire()
-            (self.path / "checkpoints").mkdir(exist_ok=True)
         except Timeout:
             raise BadInput(
                 f"{self.path}: another process is training here", "wait for it, or use another --run"
@@ -113,6 +112,10 @@ class RunFolder:
         except OSError as error:
             raise BadInput(f"cannot use {self.path}: {error.strerror or error}") from None
         try:
+            try:
+                (self.path / "checkpoints").mkdir(exist_ok=True)
+            except OSError as error:
+                raise BadInput(f"cannot use {error.filename}: {error.strerror}") from None
             yield
         finally:
             if not (self.config.exists() or self.data.exists() or self.checkpoints()):
@@ -219,7 +222,7 @@ class RunFolder:
         for record in self.read_metrics():
             if isinstance(record.get("loss"), float):
                 training.add(record["step"], smooth.add(record["loss"]))
-            if record.get("held_out_loss"):
+            if isinstance(record.get("held_out_loss"), float):
                 held_out.add(record["step"], record["held_out_loss"])
         curves = [
             Curve("training loss, smoothed", training.kept, (28, 74, 138)),

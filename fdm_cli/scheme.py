@@ -32,6 +32,10 @@ _OBSERVE: tuple[ObserveRule, ...] = get_args(ObserveRule)
 
 MAX_LEVELS = 16
 MAX_ROUNDS = 100
+MAX_RULES = 32  # of a round's observed frames
+MAX_RANGES = 100
+MAX_WINDOW = 4096
+MAX_NAME = 60  # characters
 MAX_NUMBER = 100_000_000
 
 _SEED_CLASSES = {"Autoregressive": "autoregressive"}
@@ -192,6 +196,8 @@ def load(name_or_path: str) -> Scheme:
         BadInput: no such scheme (the hint is the nearest name), or a file that is no scheme, with file and line.
     """
     shipped = names()
+    if not name_or_path:
+        raise BadInput("the name of the scheme is empty", did_you_mean("", shipped))
     if name_or_path in shipped:
         file = f"{name_or_path}.yaml"
         return from_node(yaml_file.parse((folder() / file).read_text(encoding="utf-8"), file), name_or_path)
@@ -221,7 +227,7 @@ def from_node(node: Node, default_name: str) -> Scheme:
         ["name", "about", "length", "window", "step", "given", "start", "rounds"],
         "a scheme",
     )
-    window = _number(entries, "window", 16)
+    window = _number(entries, "window", 16, MAX_WINDOW)
     step = _number(entries, "step", max(1, window // 2))
     if step > window:
         entries["step"].fail(f"step {step} is larger than the window {window}")
@@ -235,7 +241,7 @@ def from_node(node: Node, default_name: str) -> Scheme:
     if not rounds and start is None:
         node.fail("a scheme needs rounds, or a start", "rounds: [{generate: next, observe: [before: rest]}]")
     return Scheme(
-        name=_text(entries["name"], "name") if "name" in entries else default_name,
+        name=_text(entries["name"], "name", MAX_NAME) if "name" in entries else default_name,
         about=_text(entries["about"], "about") if "about" in entries else "",
         length=_number(entries, "length", 160),
         window=window,
@@ -285,7 +291,10 @@ def _generate(node: Node) -> Generate:
 def _observe(node: Node) -> tuple[Observe, ...]:
     known = _OBSERVE
     rules: list[Observe] = []
-    for item in node.sequence("observe"):
+    items = node.sequence("observe")
+    if len(items) > MAX_RULES:
+        node.fail(f"observe: more than {MAX_RULES} rules")
+    for item in items:
         if rules and rules[-1].rule == "diverse":
             item.fail("nothing can follow diverse, which is chosen at run time", "put diverse last")
         if not isinstance(item.value, dict):
@@ -338,6 +347,8 @@ def _ranges(node: Node) -> tuple[FrameRange, ...]:
     items = node.value if isinstance(node.value, list) else [node]
     if not items:
         node.fail("frames: names no frame", 'frames: "0:16"')
+    if len(items) > MAX_RANGES:
+        node.fail(f"frames: more than {MAX_RANGES} ranges", '"0:100:2" is every second')
     return tuple(frame_range(item) for item in items)
 
 
@@ -358,8 +369,8 @@ def frame_range(node: Node) -> FrameRange:
     return FrameRange(start, stop, step or 1, node.where)
 
 
-def _number(entries: dict[str, Node], key: str, default: int) -> int:
-    return _whole(entries[key], key, 1) if key in entries else default
+def _number(entries: dict[str, Node], key: str, default: int, high: int = MAX_NUMBER) -> int:
+    return _whole(entries[key], key, 1, high) if key in entries else default
 
 
 def _whole(node: Node, what: str, low: int, high: int = MAX_NUMBER) -> int:
@@ -371,13 +382,15 @@ def _whole(node: Node, what: str, low: int, high: int = MAX_NUMBER) -> int:
     return value
 
 
-def _text(node: Node, what: str) -> str:
+def _text(node: Node, what: str, most: int = MAX_NUMBER) -> str:
     value = node.value
     if not isinstance(value, str):
         node.fail(f"{what} must be text, not {yaml_file.describe(node)}", "put it in quotes")
     text = " ".join(value.split())
     if not text or not text.isprintable():
         node.fail(f"{what} must be printable text")
+    if len(text) > most:
+        node.fail(f"{what} must be at most {most} characters, not {len(text)}")
     return text
 
 
@@ -401,7 +414,7 @@ def _from_seed(node: Node, name: str) -> Scheme:
         entries["target"].fail(f"unknown scheme class {target!r}", did_you_mean(target, _SEED_CLASSES))
     params = entries["params"].mapping("params")
     entries["params"].refuse_unknown(_SEED_PARAMS, "params")
-    window = _number(params, "max_frames", 16)
+    window = _number(params, "max_frames", 16, MAX_WINDOW)
     step = _number(params, "step_size", max(1, window // 2))
     if step > window:
         params["step_size"].fail(f"step_size {step} is larger than max_frames {window}")

@@ -49,6 +49,20 @@ INDEPENDENT = (
     "model.attention_resolutions",
     "model.patch_attention",
 )
+# Of a run that is resumed: its length, where its data lies (whether it is the same is seen by its content), and how
+# the work is done and saved, which changes the result by rounding only, and by what dropout draws.
+MAY_CHANGE = (
+    "data.source",
+    "training.steps",
+    "training.accumulation",
+    "training.precision",
+    "training.activation_checkpointing",
+    "training.compile",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.held_out_every",
+    "training.preview_every",
+)
 MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -219,15 +233,25 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint's content. Raises BadInput when it is that of another network or process."""
+    def load(self, state: Mapping[str, Any]) -> list[str]:
+        """Goes on from a checkpoint's content.
+
+        Returns:
+            a remark for each setting that somebody has edited since, and that no `--set` may change.
+
+        Raises:
+            BadInput: it is that of another network or process.
+        """
         saved = configuration.from_dict(state["config"], "checkpoint")
-        for name, _, _ in configuration.differences(saved, self.config):
+        edited = []
+        for name, before, now in configuration.differences(saved, self.config):
             if name.startswith(("model.", "diffusion.")):
                 raise BadInput(
                     f"the run's checkpoints have another {name} than its config.yaml",
                     "--run names another folder for another network or process",
                 )
+            if name not in MAY_CHANGE:
+                edited.append(f"{name} is {now} from here on, by config.yaml; it was {before}")
         for name, module in (("model", self.model), ("ema", self.ema.module)):
             refuse_mismatch(module.state_dict(), state[name], f"the checkpoint's {name} does not fit its configuration")
             module.load_state_dict(state[name])
@@ -239,6 +263,7 @@ class Trainer:
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"the checkpoint's optimizer does not fit its configuration: {error}") from None
         self.step = state["step"]
+        return edited
 
 
 def refuse_unfit(start: Checkpoint, config: Config, path: Path) -> None:

@@ -340,6 +340,8 @@ class UNet(nn.Module):
         relative = relative_positions(self._temporal_attentions, window.distances, temb)
         conditions = Conditions(F.silu(temb), relative, window, window.clip_of_frame)
         wanted = window.latent_frames if frames == "latent" else None
+        if wanted is not None and not len(wanted):
+            return torch.zeros_like(x_t)
 
         run = self._run
         if self.activation_checkpointing and torch.is_grad_enabled():

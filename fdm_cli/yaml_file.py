@@ -37,11 +37,13 @@ class Node:
         value: a scalar, a list of nodes, or a dict from key to node (in the file's order).
         where: `file:line`, or the command-line option that it came from.
         key_where: for a mapping, the place of each of its keys.
+        text: of a scalar that stands there unquoted, as it was written: 1.10 is the name of a folder, too.
     """
 
     value: Scalar | list[Node] | dict[str, Node]
     where: str
     key_where: Mapping[str, str] | None = None
+    text: str | None = None
 
     def fail(self, message: str, hint: str | None = None) -> NoReturn:
         """Raises BadInput that begins with this node's place."""
@@ -140,13 +142,15 @@ def parse(text: str, name: str) -> Node:
 
 def scalar(text: str, where: str) -> Node:
     """One plain scalar as the file would read it, for `--set a.b=value`; lists and quotes as in YAML."""
-    return Node(parse(text, where).value if text.lstrip()[:1] in tuple("[\"'") else _resolve(text, where), where)
+    if text.lstrip()[:1] in tuple("[\"'"):
+        return from_plain(parse(text, where).plain(), where)
+    return Node(_resolve(text, where), where, text=text.strip())
 
 
 def is_plain(text: str) -> bool:
     """Whether a text that stands there unquoted is read as itself."""
     try:
-        return _resolve(text, "") == text
+        return text.isprintable() and _resolve(text, "") == text
     except BadInput:
         return False
 
@@ -189,7 +193,9 @@ def _convert(node: yaml.Node, name: str) -> Node:
     if isinstance(node, yaml.SequenceNode):
         return Node([_convert(item, name) for item in node.value], where)
     quoted = getattr(node, "style", None) in ("'", '"', "|", ">")
-    return Node(node.value if quoted else _resolve(node.value, where), where)
+    if quoted:
+        return Node(node.value, where)
+    return Node(_resolve(node.value, where), where, text=node.value)
 
 
 def _resolve(text: str, where: str) -> Scalar:

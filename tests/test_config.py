@@ -26,7 +26,24 @@ def test_yaml_round_trip(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source", ["nan", "1e3", "e1", ".e2", "0x1f", "null", "~", "a: b", "emoji 😀", "byte \udcff", "'", " a"]
+    "source",
+    [
+        "nan",
+        "1e3",
+        "e1",
+        ".e2",
+        "0x1f",
+        "null",
+        "~",
+        "a: b",
+        "emoji 😀",
+        "byte \udcff",
+        "'",
+        " a",
+        "1.10",
+        "a \x85 b",
+        "\u2028",
+    ],
 )
 def test_a_name_that_looks_like_something_else_survives(source, tmp_path):
     config = configuration.load_preset("micro")
@@ -34,6 +51,19 @@ def test_a_name_that_looks_like_something_else_survives(source, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(configuration.to_yaml(config), encoding="utf-8")
     assert configuration.load(path) == config
+
+
+@pytest.mark.parametrize("source", ["a\0b", "a\ud800b"])
+def test_what_no_file_can_be_called(source):
+    with pytest.raises(BadInput, match=r"^a:b.pt: data.source 'a.*b' is no name that a file can have"):
+        configuration.from_dict({"data": {"source": source}}, "a:b.pt")
+
+
+def test_a_folder_with_a_number_for_a_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data:\n  source: 1.10\n")
+    assert configuration.load(path).data.source == "1.10"
+    assert configuration.load_preset("micro", ["data.source=1e3"]).data.source == "1e3"
 
 
 def test_set_overrides():

@@ -200,4 +200,4 @@ def test_embeddings_have_names(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
     with pytest.raises(BadInput, match="needs the package lpips") as caught:
         make_embedding("lpips", torch.device("cpu"))
-    assert "pip install lpips torchvision" in caught.value.hint
+    assert "extra [lpips]" in caught.value.hint

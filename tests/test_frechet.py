@@ -58,6 +58,12 @@ class Network(torch.nn.Module):
         return torch.cat([low, high, told, size])[None]
 
 
+class Fickle(torch.nn.Module):
+    def forward(self, x, rescale: bool = True, resize: bool = True, return_features: bool = False):
+        assert return_features != (rescale or resize)
+        return x.flatten()[None, : int((x.max() + 1) * 2)]
+
+
 class Blunt(torch.nn.Module):
     def forward(self, x):
         return x
@@ -78,6 +84,15 @@ def test_files_that_are_no_such_network(tmp_path):
     for name, says in (("text.pt", "no TorchScript file"), ("none.pt", "no such file")):
         with pytest.raises(BadInput, match=says):
             VideoFeatures(tmp_path / name, torch.device("cpu"))
+    with pytest.raises(BadInput, match="is a folder"):
+        VideoFeatures(tmp_path, torch.device("cpu"))
+    torch.jit.script(Fickle()).save(tmp_path / "fickle.pt")
+    features = VideoFeatures(tmp_path / "fickle.pt", torch.device("cpu"))
+    with pytest.raises(BadInput, match="gives some features for one video, 0 for another"):
+        features(torch.zeros(3, 1, 8, 8))
+    assert features(torch.full((3, 1, 8, 8), 0.5)).tolist() == [0, 0]
+    with pytest.raises(BadInput, match="gives 2 features for one video, 4 for another"):
+        features(torch.ones(3, 1, 8, 8))
     torch.jit.script(Blunt()).save(tmp_path / "blunt.pt")
     features = VideoFeatures(tmp_path / "blunt.pt", torch.device("cpu"))
     with pytest.raises(BadInput, match="fails on a video"):

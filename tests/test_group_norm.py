@@ -31,6 +31,10 @@ def test_statistics_of_some_frames_are_those_without_the_others():
     some = group_norm_of(x, scale, shift, 8, counted)
     torch.testing.assert_close(some[:1, :4], group_norm(x[:1, :4].contiguous(), scale, shift, 8))
     torch.testing.assert_close(some[1:], group_norm(x[1:], scale, shift, 8))
+    half = x.bfloat16()
+    made = group_norm_of(half, scale.float(), shift.float(), 8, counted)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.double(), group_norm_of(half.double(), scale, shift, 8, counted), atol=0, rtol=2e-2)
 
 
 @pytest.mark.parametrize("silu", [False, True])

@@ -31,14 +31,17 @@ def test_the_snippet_for_ci_runs_as_it_stands(tmp_path):
         (bin_folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         (bin_folder / name).chmod(0o755)
     env = dict(os.environ, PATH=f"{bin_folder}:{os.environ['PATH']}", PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    work = tmp_path / "work"
-    work.mkdir()
     done = subprocess.run(
-        ["bash", "-c", snippet("In a CI script")], cwd=work, env=env, capture_output=True, text=True, check=False
+        ["bash", "-c", snippet("In a CI script")],
+        cwd=tmp_path,
+        env=dict(env, TMPDIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert (work / "video.gif").stat().st_size > 1000
+    assert next(tmp_path.glob("*/video.gif")).stat().st_size > 1000
 
 
 def test_the_lines_of_python_run_as_they_stand(micro_checkpoint):

@@ -148,6 +148,10 @@ def test_amounts_and_ranges():
         ("rounds:\n  - generate: {frames: '0:8:-1'}", 2, "start:stop:step", None),
         ("rounds: &a\n  - generate: next", 1, "anchors", None),
         ("rounds: [" + "{generate: next}, " * 101 + "]", 1, "more than 100 rounds", None),
+        ("rounds:\n  - generate: next\n    observe: [" + "after, " * 33 + "]", 3, "more than 32 rules", None),
+        ("rounds:\n  - generate: {frames: [" + "0, " * 101 + "]}", 2, "more than 100 ranges", "0:100:2"),
+        ("window: 4097\nstart: spread", 1, "window must be from 1 to 4096", None),
+        (f"name: {'x' * 61}\nstart: spread", 1, "at most 60 characters", None),
     ],
 )
 def test_mistakes_are_told_with_file_line_and_hint(text, line, says, hint):
@@ -200,6 +204,7 @@ def test_the_seeds_own_form(tmp_path):
         ("Autoregressive", "Autoregresive", "unknown scheme class"),
         ("step_size", "step", "unknown key 'step'"),
         ("step_size: 2", "step_size: 9", "larger than max_frames"),
+        ("max_frames: 8", "max_frames: 5000", "max_frames must be from 1 to 4096"),
         ("params", "parms", "unknown key 'parms'"),
         ("sampling_scheme:", "rounds: []\nsampling_scheme:", "unknown key 'rounds'"),
     ],

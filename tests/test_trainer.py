@@ -239,7 +239,8 @@ def test_what_a_user_edits_between_two_parts_of_a_run_counts():
     first = make("training.precision=fp32")
     first.train_step()
     second = make("training.precision=bf16", "training.weight_decay=0.5", "training.adam_epsilon=0.1")
-    second.load(first.state())
+    edited = {remark.split()[0] for remark in second.load(first.state())}
+    assert edited == {"training.weight_decay", "training.adam_epsilon"}
     assert {(group["weight_decay"], group["eps"]) for group in second.optimizer.param_groups} == {(0.5, 0.1)}
     third = make("training.precision=fp16")
     third.load(first.state())

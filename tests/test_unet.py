@@ -174,6 +174,12 @@ def test_patches_and_the_plain_residual():
     torch.testing.assert_close(only_latent[latent], every[latent], atol=1e-5, rtol=1e-4)
 
 
+def test_a_call_without_latent_frames():
+    model, data = network("seed-small"), inputs()
+    randomise(model)
+    assert not call(model, {**data, "latent_mask": torch.zeros_like(data["latent_mask"])}).any()
+
+
 def test_a_fresh_network_predicts_zero():
     model = network("seed-small")
     assert not call(model, inputs()).any()

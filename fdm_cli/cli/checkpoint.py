@@ -9,7 +9,7 @@ import typer
 
 from fdm_cli.cli import options
 from fdm_cli.cli.render import Output
-from fdm_cli.errors import BadInput, did_you_mean
+from fdm_cli.errors import BadInput, did_you_mean, one_line
 from fdm_cli.files import refuse_taken, refuse_unencodable
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and convert checkpoint files.", rich_markup_mode=None)
@@ -53,7 +53,7 @@ def info(
         f"{model.image_channels}, {model.model_channels} channels {list(model.channel_mult)}, "
         f"attention at {list(model.attention_resolutions)}\n"
         f"predicts {diffusion.parameterization}, {diffusion.timesteps} timesteps, {diffusion.betas} betas; "
-        f"trained on clips of {checkpoint.clip_length} frames of {data.source}\n"
+        f"trained on clips of {checkpoint.clip_length} frames of {one_line(data.source)}\n"
         f"training can {'' if checkpoint.resumable else 'not '}be resumed from it\n"
         f"sha256 {checkpoint.sha256}"
     )
@@ -79,6 +79,8 @@ def convert(
     from fdm_cli.checkpoint import file_sha256, load_checkpoint, save_weights
 
     checkpoint = load_checkpoint(file)
+    if checkpoint.resumable and out.exists() and out.samefile(file):
+        raise BadInput(f"{out}: is what is converted, and the training could not go on from it", "name another file")
     save_weights(out, checkpoint, half)
     facts = {"output": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out), "from": checkpoint.format}
     Output(json, quiet).result(facts, str(out))

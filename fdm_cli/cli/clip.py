@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fdm_cli.clip import Clip
-    from fdm_cli.config import ModelConfig
+    from fdm_cli.config import DiffusionConfig, ModelConfig
     from fdm_cli.plan import Plan
     from fdm_cli.scheme import Scheme
     from fdm_cli.video_info import Frame, Video
+
+LOOKED_AT = 32  # frames of a clip
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class Given:
         if self.clip is None:
             return {}
         return self.clip.placed(plan.given_frames)
+
+    def warn_of_pixels(self, process: DiffusionConfig, output: Output) -> None:
+        """Says when a model that knows its data's mean and deviation knows other pixels than the clip has."""
+        if self.clip is None or (process.data_mean, process.data_std) == (0, 1):
+            return
+        import torch
+
+        from fdm_cli.cli.data_report import unlike
+        from fdm_cli.picture import spread
+
+        if found := unlike(torch.stack([self.clip[index] for index in spread(len(self.clip), LOOKED_AT)]), process):
+            output.warn(
+                f"the clip's pixels have mean {found[0]:.2f} and deviation {found[1]:.2f}, the model was trained on "
+                f"{process.data_mean:g} and {process.data_std:g}: expect frames like those it was trained on"
+            )
 
 
 def open_clips(request: ClipRequest | None, scheme: Scheme) -> list[Video]:
@@ -118,6 +135,8 @@ def given_frames(
             output.note(describe_fit(video.info, model.image_size, model.image_channels) + only)
             _refuse_too_many([*counts, claims[len(counts)]], length, request.use_last)
             counts.append(clip.add(_shown(video, output), last=last, most=length and length - 1))
+            if last and counts[-1] < last:
+                output.warn(f"--use-last {last}: the clip has only {plural(counts[-1], 'frame')}")
         count, until = (*counts, 0)[:2]
         whole = length or givens.default_length(scheme, count, until)
         facts = {

@@ -10,7 +10,9 @@ from fdm_cli.cli.render import Output, plural
 from fdm_cli.files import expanded
 
 if TYPE_CHECKING:
-    from fdm_cli.config import Config
+    from torch import Tensor
+
+    from fdm_cli.config import Config, DiffusionConfig
     from fdm_cli.dataset import Survey
 
 SHEET_CLIPS = 8  # rows of the sheet
@@ -51,14 +53,22 @@ def warn_of_pixels(found: Survey, config: Config, output: Output) -> None:
     if found.unit == "digits":
         return
     pixels = draw_batch(config, open_clips(config), 0, SHEET_CLIPS, config.training.seed).x_0
-    mean = round(float(pixels.mean()), 2) + 0.0  # which makes -0.0 a 0
-    std, process = float(pixels.std()), config.diffusion
-    if std > 0 and not (abs(mean - process.data_mean) < process.data_std and 0.25 < std / process.data_std < 2):
+    process = config.diffusion
+    if found_unlike := unlike(pixels, process):
+        mean, std = found_unlike
         output.warn(
             f"the pixels of these clips have mean {mean:.2f} and deviation {std:.2f}, the configuration is for "
             f"{process.data_mean:g} and {process.data_std:g}: --set diffusion.data_mean={mean:.2f} "
             f"--set diffusion.data_std={max(std, 0.01):.2f} lets the network learn sooner"
         )
+
+
+def unlike(pixels: Tensor, process: DiffusionConfig) -> tuple[float, float] | None:
+    """Mean and deviation of pixels, where they are far from those that the process is made for."""
+    mean = round(float(pixels.mean()), 2) + 0.0  # which makes -0.0 a 0
+    std = float(pixels.std())
+    near = abs(mean - process.data_mean) < process.data_std and 0.25 < std / process.data_std < 2
+    return None if near or std == 0 else (mean, std)
 
 
 def about(found: Survey) -> str:

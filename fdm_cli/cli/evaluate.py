@@ -214,6 +214,12 @@ def evaluate(
     held_out = _open(model.config, data, output)
     if parts != ("drift",):
         evaluation.check_length(held_out, window, "--only drift needs no whole window")
+        windows = held_out.of_length(window)
+        if windows.places is not None and windows.videos is not None and windows.places < clips:
+            output.warn(
+                f"{plural(windows.videos, 'held-out video')} {'has' if windows.videos == 1 else 'have'} "
+                f"{plural(windows.places, 'window')} of {window} frames, --clips {clips} measures some of them again"
+            )
     setting = _Setting(
         checkpoint=model,
         clips=held_out,
@@ -232,7 +238,8 @@ def evaluate(
     if parts != ("bound",):  # which samples nothing
         steps = plural(len(setting.sampling.timesteps), "step")
         how = f"{sampler}, {steps}{options.departures(setting.sampling)}, "
-    trained = f"{model_file} after {plural(model.step, 'step')}"
+    # The bundled model's steps are those of the last of several runs.
+    trained = f"{model_file} after {plural(model.step, 'step')}" if checkpoint else "the bundled model"
     output.show(f"{trained}, on held-out clips of {measured_on}; {how}seed {seed}")
     prediction = bound = drift = None
     # Each part is shown when it is done: what follows may take long, and be stopped.
@@ -245,22 +252,25 @@ def evaluate(
     if rolled is not None:
         drift = _drift(setting, rolled)
         output.show("\n".join(["", *drift.lines()]))
-    facts: dict[str, Any] = {
-        "checkpoint": str(model_file),
-        "checkpoint_sha256": model.sha256,
-        "step": model.step,
-        "data": measured_on,
-        "window": window,
-        "given": given,
-        "clips": clips,
-        "futures": futures,
-        "seed": seed,
+    sampled = {
         "sampler": sampler,
         "sampling_steps": len(setting.sampling.timesteps),
         "eta": eta,
         "timestep_shift": shift,
         "guidance": weight,
         "guidance_rescale": rescale,
+    }
+    facts: dict[str, Any] = {
+        "checkpoint": str(model_file),
+        "checkpoint_sha256": model.sha256,
+        "step": model.step,
+        "data": measured_on,
+        "window": window,
+        "given": given if parts != ("drift",) else None,
+        "clips": clips if parts != ("drift",) else None,
+        "futures": futures if "prediction" in parts else None,
+        "seed": seed,
+        **{name: value if parts != ("bound",) else None for name, value in sampled.items()},
         "device": where.type,
         "prediction": finite(dataclasses.asdict(prediction)) if prediction else None,
         "bound": finite(dataclasses.asdict(bound)) if bound else None,
@@ -405,6 +415,8 @@ def _prepare_drift(
         output.warn(f"no held-out clip has {length} frames: rollouts are compared with clips of {real_length}")
     no_fvd = report.why_no_fvd(network is not None, rollouts, length, real_length)
     if no_fvd:
+        if network is not None:
+            output.warn(f"no Frechet video distance: {no_fvd}")
         network = None
     elif rollouts < FEW_VIDEOS:
         output.warn(f"a Frechet distance of {rollouts} videos is much larger than that of many: compare equal numbers")

@@ -196,14 +196,16 @@ def draw(path: Path, prediction: Prediction | None, drift: Drifts | None, force:
 
     pictures = []
 
-    def add(lines: Mapping[str, Sequence[float]], x_name: str, y_name: str, real: float | None = None) -> None:
+    def add(
+        lines: Mapping[str, Sequence[float]], x_name: str, start: int, y_name: str, real: float | None = None
+    ) -> None:
         longest = max(map(len, lines.values()))
         curves = [
-            Curve(name, list(enumerate(values, 1)), colour, dots=len(values) <= 32)
+            Curve(name, list(enumerate(values, start)), colour, dots=len(values) <= 32)
             for (name, values), colour in zip(lines.items(), COLOURS * len(lines), strict=False)
         ]
         if real is not None:
-            curves.append(Curve("real", [(1, real), (longest, real)], TRUE))
+            curves.append(Curve("real", [(start, real), (start + longest - 1, real)], TRUE))
         pictures.append(curve_picture.draw(curves, x_name, y_name, linear=True))
 
     if prediction is not None:
@@ -216,11 +218,11 @@ def draw(path: Path, prediction: Prediction | None, drift: Drifts | None, force:
         for name, words, real in (("psnr", "PSNR (dB)", None), ("ssim", "SSIM", None), ("sharpness", "sharpness", 1.0)):
             values = {method: getattr(quality, name) for method, quality in methods.items()}
             if all(line is not None for line in values.values()):
-                add(values, "frames ahead", words, real)
+                add(values, "frames ahead", 1, words, real)
     if drift is not None:
         for name in STATISTICS:
             lines = {scheme: getattr(found.statistics, name) for scheme, (_, found) in drift.schemes.items()}
-            add(lines, "frame", name, drift.real.mean(name))
+            add(lines, "frame", 0, name, drift.real.mean(name))
     if len(pictures) % 2 and len(pictures) > 1:
         pictures.append(np.full_like(pictures[0], 255))
     rows = [np.concatenate(pictures[at : at + 2], axis=1) for at in range(0, len(pictures), 2)]

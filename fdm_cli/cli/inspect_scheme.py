@@ -18,7 +18,8 @@ from fdm_cli.cli.options import Debug, Force, Json, Quiet, check_plot, checkpoin
 from fdm_cli.cli.plan_report import as_data, describe, warn_of_blind, warn_of_reach, warn_of_window
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
-from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW, Plan
+from fdm_cli.plan import MAX_LENGTH, Plan
+from fdm_cli.scheme import MAX_WINDOW
 
 
 def inspect_scheme(

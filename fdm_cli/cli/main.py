@@ -19,9 +19,11 @@ from typer.exceptions import TyperException
 from fdm_cli import __version__
 from fdm_cli.cli import checkpoint, evaluate, extend, inspect_scheme, sample, train
 from fdm_cli.cli.options import Settings
-from fdm_cli.errors import FdmError, is_out_of_memory
+from fdm_cli.errors import FdmError, is_out_of_memory, one_line
 
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)  # errors that another name would not have
 _LOADED_SLOWLY = ("torch", "numpy")
+_TERMINATED = 128 + signal.SIGTERM
 WAIT_FOR_WORDS = 10  # seconds
 
 app = typer.Typer(
@@ -94,6 +96,10 @@ def main() -> NoReturn:
         _fail(error.message, error.hint, error.exit_code)
     except BrokenPipeError:
         _leave_quietly()
+    except SystemExit as stopped:
+        if stopped.code == _TERMINATED:
+            _fail("terminated", None, _TERMINATED)
+        raise
     except typer.Abort:
         _fail("interrupted", None, 130)
     except (MemoryError, RuntimeError) as error:
@@ -109,7 +115,7 @@ def main() -> NoReturn:
     except OSError as error:
         if settings.debug:
             traceback.print_exc()
-        _fail(_describe_os_error(error), None, 2 if error.errno == errno.ENAMETOOLONG else 1)
+        _fail(_describe_os_error(error), None, 2 if error.errno in _OF_THE_NAME else 1)
     if code == 130:
         _fail("interrupted", None, 130)
     sys.exit(code if isinstance(code, int) else 0)
@@ -117,7 +123,7 @@ def main() -> NoReturn:
 
 def _terminate(signal_number: int, _frame: object) -> NoReturn:
     """SIGTERM as an exception, so that `finally` clauses run."""
-    raise SystemExit(128 + signal_number)
+    raise SystemExit(128 + signal_number)  # _TERMINATED
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
@@ -155,9 +161,9 @@ def _fail(message: str, hint: str | None, code: int) -> NoReturn:
     """Prints the error, if it has words, and exits; stdout may be broken, so nothing more is flushed into it."""
     with suppress(OSError):  # nobody may be reading; the exit code still says it
         if message:
-            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+            print(f"error: {one_line(message)}", file=sys.stderr)
         if message and hint:
-            print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+            print(f"hint: {one_line(hint)}", file=sys.stderr)
         sys.stderr.flush()
     try:
         _flush()
@@ -173,6 +179,8 @@ def _leave_quietly() -> NoReturn:
 
 
 def _usage_hint(error: TyperException) -> str | None:
+    if getattr(error, "option_name", None) == "--steps":
+        return "denoising steps are --sampling-steps, new frames a window --step; fdm train has --steps"
     context = getattr(error, "ctx", None)
     return f"{context.command_path} --help" if context is not None else None
 

@@ -1,4 +1,4 @@
-"""What `fdm train`, `sample` and `extend` say of memory, and the refusal before anything is started."""
+"""What commands that compute say of memory, and the refusal before anything is started."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def sampling_batch(
             largest = call.largest(margin.room(budget.size))
             if not largest or asked:
                 batch = batch if asked else 1
-                remedy = "not even one window fits; a shorter --window needs less"
+                remedy = "not even one window fits; a shorter window needs less"
                 if largest:
                     remedy = f"--max-batch {largest} fits"
                 if asked and resumed:

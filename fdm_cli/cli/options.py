@@ -14,7 +14,8 @@ import fdm_cli
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
 from fdm_cli.files import refuse_taken
-from fdm_cli.plan import MAX_LENGTH, MAX_WINDOW
+from fdm_cli.plan import MAX_LENGTH
+from fdm_cli.scheme import MAX_WINDOW
 
 if TYPE_CHECKING:
     from fdm_cli.batch import Sampling

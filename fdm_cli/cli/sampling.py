@@ -145,6 +145,8 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
     diversity.check_embedding(request.embedding)
     if ranks.rank:
         output = Output(mute=True)
+    if request.embedding != diversity.EMBEDDINGS[0] and not plan_scheme.adaptive:
+        output.warn(f"--embedding is for schemes that choose by how different frames look; {plan_scheme.name} does not")
     model_file = options.model_file(request.checkpoint, output)
     files = ranks.share(lambda: _outputs(request, plan_scheme.name))
     earlier = files.earlier or {}
@@ -162,6 +164,7 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
         step=request.step,
         given=given.spans,
     )
+    given.warn_of_pixels(checkpoint.config.diffusion, output)
     warn_of_reach(plan, checkpoint.clip_length, output)
     warn_of_blind(plan, output)
     warn_of_window(plan, model.window, output)
@@ -464,8 +467,11 @@ def _write(updates: Iterator[Update], job: _Job) -> Sequence[dict[int, tuple[int
     for remark in films.remarks:
         output.note(remark)
     if abs(films.fps / job.fps - 1) > 0.005:
-        ticks = f"{files.paths[0].suffix} counts in whole ticks"
-        output.note(f"{job.fps:.4g} frames per second became {films.fps:.4g}: {ticks}")
+        kind = files.paths[0].suffix
+        why = f"{kind} counts in whole ticks"
+        if films.fps < job.fps / 1.5:
+            why = f"faster {kind} files are played slowly; .mp4 and .webp keep the rate"
+        output.note(f"{job.fps:.4g} frames per second became {films.fps:.4g}: {why}")
     return chosen
 
 

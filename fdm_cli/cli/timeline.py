@@ -27,7 +27,7 @@ ASCII = Marks(latent="#", observed="o", candidate="?", known=".", ellipsis="..."
 
 
 def timeline(plan: Plan, columns: int, marks: Marks) -> str:
-    """The picture of a plan with its axis and legend, at most `columns` wide; long plans lose their middle."""
+    """The picture of a plan with its axis and legend, `columns` wide but for words; long plans lose their middle."""
     numbers = max(len(str(max(plan.calls - 1, 0))), 6 if columns >= 60 else 2)
     waves = max(len(str(max(plan.waves - 1, 0))), 4) if columns >= 60 else 0
     margin = numbers + 2 + (waves + 2 if waves else 0)
@@ -53,7 +53,7 @@ def timeline(plan: Plan, columns: int, marks: Marks) -> str:
     for count, index in enumerate(shown):
         if cut and count == _HEAD_ROWS:
             hidden = f"{marks.ellipsis} {plan.calls - len(shown):,} more windows {marks.ellipsis}"
-            lines.append((blank + hidden)[: max(columns, len(hidden))] if margin + len(hidden) <= columns else hidden)
+            lines.append(blank + hidden if margin + len(hidden) <= columns else hidden)
         stage = plan.stages[index]
         prefix = str(index).rjust(numbers) + ("  " + str(stage.wave).rjust(waves) if waves else "")
         lines.append(f"{prefix}  {_row(stage, index, makers, per_column, marks)}".rstrip())

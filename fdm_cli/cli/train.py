@@ -28,20 +28,6 @@ if TYPE_CHECKING:
     from fdm_cli.trainer import Trainer
 
 DEFAULT_PRESET = "moving-mnist-small"
-# Of a run that is resumed: its length, where its data lies (whether it is the same is seen by its content), and how
-# the work is done and saved, which changes the result by rounding only, and by what dropout draws.
-MAY_CHANGE = (
-    "data.source",
-    "training.steps",
-    "training.accumulation",
-    "training.precision",
-    "training.activation_checkpointing",
-    "training.compile",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.held_out_every",
-    "training.preview_every",
-)
 
 
 class Precision(StrEnum):
@@ -166,6 +152,11 @@ def train(
         start = None if init_from is None else ranks.in_turn(lambda: _Start(init_from, load_checkpoint(init_from)))
         # One process decides, so that all agree on the folder.
         config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, start, sets, output))
+        if config.training.weights != "all" and start is None and not resume:
+            raise BadInput(
+                "training.weights patch_attention: the other weights would stay as random as they are",
+                "--init-from names the checkpoint that has them",
+            )
         ranks.clips_each(config.training.batch_size, config.training.accumulation)
         if start is not None:
             refuse_unfit(start.checkpoint, config, start.path)
@@ -238,6 +229,7 @@ def _resumed_config(
 ) -> Config:
     """The run's own configuration; what the command line says must agree with it, but for what MAY_CHANGE."""
     from fdm_cli import config as configuration
+    from fdm_cli.trainer import MAY_CHANGE
 
     free = [text for text in sets if text.partition("=")[0].strip() in MAY_CHANGE]
     config = _own_config(folder, free)
@@ -326,7 +318,12 @@ def _train(job: _Job, tensorboard: bool) -> None:
         if not job.resume:  # one may have begun meanwhile
             ranks.share(folder.refuse_run)
         memory = memory_report.check_training(config, device, job.memory_budget, output, ranks.size, resumed=job.resume)
-        found = ranks.in_turn(lambda: data_report.prepare(config, output))
+        try:
+            found = ranks.in_turn(lambda: data_report.prepare(config, output))
+        except BadInput as error:  # its hint may be another setting
+            if not job.resume or "--set" not in (error.hint or ""):
+                raise
+            raise BadInput(error.message, "a run goes on with the same data; --init-from trains on others") from None
         data_report.name_left_out(found, config, output)
         if start is None and not folder.checkpoints():
             data_report.warn_of_pixels(found, config, output)
@@ -353,7 +350,8 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
         trainer = training.Trainer(config, clips, device, held_out, ranks)
         resumed = state is not None
         if state is not None:
-            trainer.load(state)
+            for remark in trainer.load(state):
+                output.warn(remark)
             state = None  # gives its memory back
             if trainer.step > config.training.steps:
                 raise BadInput(
@@ -370,7 +368,7 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
         if trainer.step < total:
             output.note(_what_and_where(trainer, parameters, folder))
         else:
-            output.note(f"{folder.path} is at step {trainer.step} already")
+            output.note(f"{folder.path} is at step {trainer.step} already; a larger --steps goes on")
         if memory:
             output.note(memory)
         began, first_step = time.monotonic(), trainer.step
@@ -438,7 +436,9 @@ def _what_and_where(trainer: Trainer, parameters: int, folder: RunFolder) -> str
         batch += f" in {training.accumulation} parts"
     if ranks.size > 1:
         batch += f" over {ranks.size} processes"
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    of_all = "" if trained == parameters else f" of {parameters / 1e6:.2f}"
     return (
-        f"training {parameters / 1e6:.2f} M parameters on {trainer.device}, {training.precision}, {batch}, "
+        f"training {trained / 1e6:.2f}{of_all} M parameters on {trainer.device}, {training.precision}, {batch}, "
         f"seed {training.seed}, steps {trainer.step} to {training.steps}, in {folder.path}"
     )

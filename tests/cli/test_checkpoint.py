@@ -122,6 +122,14 @@ def test_the_seed_s_own_training_yaml_trains(tmp_path):
     assert checkpoint.config.diffusion.timesteps == 40
 
 
+def test_a_run_s_own_checkpoint_is_not_converted_onto_itself(micro_checkpoint, tmp_path):
+    mine = tmp_path / "mine.pt"
+    mine.write_bytes(micro_checkpoint.read_bytes())
+    done = fdm("checkpoint", "convert", mine, mine, "--force", check=2)
+    assert "is what is converted, and the training could not go on from it" in done.stderr
+    assert mine.read_bytes() == micro_checkpoint.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -187,10 +187,25 @@ def test_the_last_frames_and_a_bridge(tmp_path, capsys):
     first, last = numbered(tmp_path / "a.npz", 9), numbered(tmp_path / "b.npz", 4, first=100)
     assert brightness(given(first, use_last=3)[0]) == {0: 6, 1: 7, 2: 8}
     assert "; its last 3 frames" in capsys.readouterr().err
+    given(first, use_last=10)
+    assert "warning: --use-last 10: the clip has only 9 frames" in capsys.readouterr().err
     placed, result = given(first, "bridge", 20, use_last=3, until=last)
     assert brightness(placed) == {0: 6, 1: 7, 2: 8, 16: 100, 17: 101, 18: 102, 19: 103}
     assert result.fps == 12
     assert (result.facts["input_frames"], result.facts["until_frames"]) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("level", "process", "warns"), [(200, (-0.9, 0.37), 1), (0, (-0.9, 0.37), 0), (200, (0, 1), 0)]
+)
+def test_a_clip_unlike_what_the_model_was_trained_on_is_pointed_out(tmp_path, capsys, level, process, warns):
+    frames = np.zeros((9, 16, 16, 1), np.uint8)
+    frames[:, 4:8, 4:8] = 255
+    np.savez(tmp_path / "a.npz", frames=np.maximum(frames, level), fps=10)
+    request, loaded = ClipRequest(tmp_path / "a.npz"), scheme.load("autoregressive")
+    with given_frames(request, open_clips(request, loaded), loaded, None, MODEL, tmp_path, Output()) as result:
+        result.warn_of_pixels(config.DiffusionConfig(data_mean=process[0], data_std=process[1]), Output(quiet=True))
+    assert capsys.readouterr().err.count("expect frames like those it was trained on") == warns
 
 
 def test_what_cannot_be(tmp_path):

@@ -108,8 +108,9 @@ def test_what_is_done_is_shown_though_the_rest_is_stopped(micro_weights, tmp_pat
     while "drift of" not in said and process.poll() is None:
         said += process.stderr.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert process.stderr.read().splitlines()[-1] == "error: terminated"
     assert "bits per dimension" in process.stdout.read()
 
 
@@ -119,7 +120,9 @@ def test_the_frechet_distance_with_a_network_and_without(evaluate, tmp_path):
     torch.jit.script(Network()).save(tmp_path / "i3d.pt")
     done = evaluate("--only", "drift", "--fvd-weights", "i3d.pt", "--json")
     assert "compare equal numbers" in done.stderr
-    drift = json.loads(done.stdout)["drift"]
+    found = json.loads(done.stdout)
+    assert (found["given"], found["clips"], found["futures"]) == (None, None, None)
+    drift = found["drift"]
     assert drift["fvd_unavailable"] is None
     assert drift["schemes"]["autoregressive"]["fvd"] > 0
     table = evaluate("--only", "drift").stdout
@@ -144,7 +147,9 @@ def test_other_data_need_only_fill_a_window(evaluate, tmp_path):
     for name, frames in (("long", 17), ("short", 15)):
         clips = np.random.default_rng(0).integers(0, 255, (12, frames, 16, 16), np.uint8)
         np.save(tmp_path / f"{name}.npy", clips)
-    assert "prediction" in json.loads(evaluate("--data", "long.npy", "--only", "prediction", "--json").stdout)
+    done = evaluate("--data", "long.npy", "--only", "prediction", "--clips", 3, "--json")
+    assert json.loads(done.stdout)["prediction"]
+    assert "1 held-out video has 2 windows of 16 frames, --clips 3 measures some of them again" in done.stderr
     done = evaluate("--data", "short.npy", "--only", "prediction", check=2)
     assert "no clip has the 16 frames" in done.stderr
     assert "hint: a held-out clip needs 16 frames here" in done.stderr

@@ -13,7 +13,7 @@ import torch
 
 from fdm_cli.cli import render
 from fdm_cli.cli.render import Output
-from fdm_cli.errors import is_out_of_memory
+from fdm_cli.errors import MOST_SHOWN, is_out_of_memory, one_line
 from tests.command import environment
 from tests.conftest import ROOT, fdm
 
@@ -61,6 +61,17 @@ def test_version_names_torch_and_the_device():
 def test_an_unknown_command():
     done = fdm("smaple", check=2)
     assert done.stderr.splitlines()[0].startswith("error: No such command 'smaple'")
+
+
+def test_steps_of_what():
+    assert fdm("sample", "--steps", 5, check=2).stderr.splitlines()[1].startswith("hint: denoising steps are --samp")
+
+
+def test_names_out_of_files_are_shown_in_one_line():
+    assert one_line("a\x1b[2J\n b\u202e") == "a\\x1b[2J b\\u202e"
+    long = one_line("x" * 50_000)
+    assert len(long) < MOST_SHOWN
+    assert long.endswith("xxx")
 
 
 def test_debug_shows_the_traceback():

@@ -105,11 +105,26 @@ def test_resume_takes_steps_whatever_spaces_stand_around_them(straight, tmp_path
     assert json.loads(done.stdout)["step"] == 7
 
 
+def test_what_is_edited_in_a_run_is_said(straight, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"ema_decay: [\d.]+", "ema_decay: 0.5", settings))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "loss": 1e999, "held_out_loss": "abc"}\n')
+    done = fdm("train", "--run", run, "--resume", "--steps", 7)
+    assert "warning: training.ema_decay is 0.5 from here on, by config.yaml; it was 0.9" in done.stderr
+
+
 def test_a_refused_run_leaves_nothing_in_a_folder_that_was_there(tmp_path):
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "notes.txt").write_text("mine")
     fdm(*MICRO, "--data", "missing.npy", "--run", "exp", cwd=tmp_path, check=2)
     assert [entry.name for entry in (tmp_path / "exp").iterdir()] == ["notes.txt"]
+    (tmp_path / "exp" / "notes.txt").rename(tmp_path / "exp" / "checkpoints")
+    done = fdm(*MICRO, "--run", "exp", cwd=tmp_path, check=2)
+    assert "cannot use exp/checkpoints: File exists" in done.stderr
+    assert [entry.name for entry in (tmp_path / "exp").iterdir()] == ["checkpoints"]
 
 
 def test_a_run_may_not_lie_in_its_data_s_folder_itself(tmp_path):
@@ -241,6 +256,12 @@ def test_a_configuration_file_and_data_of_one_s_own(tmp_path):
         (("--device", "cuda", "--preset", "micro"), "no cuda device", "--device cpu"),
         (("--device", "gpu"), "--device", None),
         (("--batch-size", "99999999999999999999"), "--batch-size", None),
+        (("--preset", "micro", "--set", 'data.source="a\\0b"'), "is no name that a file can have", None),
+        (
+            (*MICRO[1:], "--set", "model.patch_attention=observed", "--set", "training.weights=patch_attention"),
+            "the other weights would stay as random as they are",
+            "--init-from",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_a_hint_and_nothing_is_written(tmp_path, arguments, says, hint):
