@@ -1,6 +1,7 @@
 # Each verb creates .venv when it is missing or the project's requirements changed.
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check bench clean
 
@@ -16,13 +17,13 @@ demo: .venv/installed        ## sample 160 frames with the bundled model, contin
 	@echo "the videos and their contact sheets (*.sheet.png) are in demo/"
 
 test: .venv/installed        ## the complete tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 check: .venv/installed       ## lint, types, and the tests that take seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(PARALLEL)
 
 bench: .venv/installed       ## measure speed and memory
 	$(BIN)/python -m tests.bench

@@ -27,6 +27,7 @@ CARD = (BUNDLED_MODEL.parent / "MODEL-CARD.md").read_text(encoding="utf-8")
 PRESET = load_preset("moving-mnist-small")
 
 
+@pytest.mark.slow
 def test_the_card_is_about_this_file():
     checkpoint = load_checkpoint(BUNDLED_MODEL)
     assert checkpoint.sha256 in CARD
@@ -39,6 +40,7 @@ def test_the_card_is_about_this_file():
     assert checkpoint.clip_length == PRESET.data.clip_length == 160
 
 
+@pytest.mark.slow
 def test_its_training_can_be_retraced():
     losses = [float(loss) for loss in re.findall(r"\b\d\.\d{4}\b", CARD.split("## The first 100 losses")[1])]
     assert len(losses) == 100
@@ -55,6 +57,7 @@ def test_it_predicts_better_than_the_last_frame_and_as_sharp_as_the_true_ones(tm
     assert 0.7 < found["model"]["sharpness"][0] < 1.4
 
 
+@pytest.mark.slow
 def test_evaluate_takes_it_too(tmp_path):
     done = fdm("evaluate", "--only", "prediction", "--clips", 2, "--sampling-steps", 2, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["checkpoint"] == str(BUNDLED_MODEL)
@@ -76,6 +79,7 @@ def test_named_by_its_path_it_is_sampled_as_it_is_without():
 
 
 @pytest.mark.parametrize("command", [("sample",), ("extend", ROOT / "tests/data/two-digits.gif")])
+@pytest.mark.slow
 def test_it_is_what_is_used_when_no_checkpoint_is_given(command, tmp_path):
     done = fdm(*command, "--length", 18, "--sampling-steps", 2, "--seed", 1, "-o", "out.npz", "--json", cwd=tmp_path)
     assert [line for line in done.stderr.splitlines() if "bundled" in line] == [

@@ -91,6 +91,7 @@ def edited(path, tmp_path, edit):
     return target
 
 
+@pytest.mark.slow
 def test_weights_of_another_architecture_are_named(micro_checkpoint, tmp_path):
     path = edited(micro_checkpoint, tmp_path, lambda state: state["config"]["model"].update(model_channels=64))
     with pytest.raises(BadInput, match=r"time_embed.0.weight is \(128, 32\) float32, expected \(256, 64\)"):
@@ -100,6 +101,7 @@ def test_weights_of_another_architecture_are_named(micro_checkpoint, tmp_path):
         load_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_claims_an_enormous_network_takes_no_memory(micro_checkpoint, tmp_path):
     def edit(state):
         state["config"]["model"].update(model_channels=4096, num_res_blocks=16, channel_mult=[64, 64])
@@ -247,6 +249,7 @@ def test_archives_that_are_not_what_they_seem(tmp_path, how):
 
 
 @pytest.mark.parametrize("kind", ["a device", "a pipe"])
+@pytest.mark.slow
 def test_what_has_no_end_is_not_read(tmp_path, kind):
     path = Path("/dev/zero")
     if kind == "a pipe":
@@ -273,6 +276,7 @@ def test_what_has_no_end_is_not_read(tmp_path, kind):
         (lambda content: content["config"].update(deep=doubled([], 200, lambda one, _: [one])), "deeper nested"),
     ],
 )
+@pytest.mark.slow
 def test_content_of_other_types_is_refused(micro_checkpoint, tmp_path, edit, says):
     content = read_state(micro_checkpoint)
     edit(content)
@@ -291,6 +295,7 @@ def test_a_seed_file_with_a_key_that_is_no_name(tmp_path):
         load_checkpoint(tmp_path / "odd.pt")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(micro_checkpoint, tmp_path):
     target = tmp_path / "step.pt"
     shutil.copy(micro_checkpoint, target)
@@ -338,6 +343,7 @@ def mutants(data: bytes, count: int):
 
 
 @pytest.mark.parametrize("kind", ["seed", "own", "safetensors"])
+@pytest.mark.slow
 def test_mutated_files_are_refused_or_harmless(tmp_path, kind):
     """Never another exception, and never other weights; what happens to bytes that mean nothing does not matter."""
     source = DATA / "seed-micro.pt"

@@ -94,6 +94,7 @@ def test_it_is_decoded_once(folder):
     assert (cache.folder / "frames.bin").stat() == before
 
 
+@pytest.mark.slow
 def test_another_size_or_a_changed_file_is_another_cache(folder):
     keys = {filled(folder).folder, filled(folder, size=8).folder, filled(folder, channels=1).folder}
     os.utime(folder / "1.gif", (1, 1))
@@ -166,6 +167,7 @@ def test_so_does_one_that_comes_while_a_file_is_decoded(folder, cache_dir, monke
     assert [entry.name for entry in filled(folder).videos] == ["1.gif", "3.mp4", "4.npy"]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_decode_once(folder):
     first = start(folder, 512)
     first.stdout.readline()

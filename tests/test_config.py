@@ -107,6 +107,7 @@ def test_set_overrides():
         ("model.image_size=20", "cannot be halved", "multiple of 8"),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_override_says_what_and_where(override, says, hint):
     with pytest.raises(BadInput) as caught:
         configuration.load_preset("moving-mnist", [override])

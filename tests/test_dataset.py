@@ -90,6 +90,7 @@ def test_training_and_held_out_digits_are_apart():
     assert (survey(config("moving-mnist")).training, survey(config("moving-mnist")).held_out) == (9000, 1000)
 
 
+@pytest.mark.slow
 def test_a_good_folder_with_others_in_it(tmp_path):
     clips.twenty_good_clips(tmp_path / "clips", frames=30)
     shutil.copytree(tmp_path / "clips", tmp_path / "all")
@@ -111,6 +112,7 @@ def test_a_good_folder_with_others_in_it(tmp_path):
         survey(config(tmp_path / "all", strict=True))
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_that_of_the_content(tmp_path):
     clips.twenty_good_clips(tmp_path / "a", frames=30)
     first = survey(config(tmp_path / "a")).fingerprint

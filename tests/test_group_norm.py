@@ -51,6 +51,7 @@ def test_gradients(silu, rows, size, large, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(3, 4), (100, 1)])
+@pytest.mark.slow
 def test_with_a_linear_layer(size):
     shapes = ((2, *size, 8), (8,), (8,), (5, 8), (5,))
     inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]

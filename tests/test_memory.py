@@ -121,6 +121,7 @@ def test_the_estimate_of_a_network_call_is_what_the_allocator_reports(latent, pa
     assert call.peak(4) - call.parameters == pytest.approx(peak_bytes(work), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_estimate_follows_the_batch():
     step = TrainingStep(config_of("micro"))
     assert [step._line.peak(batch) for batch in (2, 5, 16)] == [step.peak(batch) for batch in (2, 5, 16)]
@@ -141,6 +142,7 @@ def test_muon_keeps_one_moment_of_a_matrix():
     assert TrainingStep(config).optimizer == kept < 1.2 * TrainingStep(config).parameters
 
 
+@pytest.mark.slow
 def test_what_changes_with_the_configuration():
     step = TrainingStep(config_of("micro"))
     full = step.peak(8)
@@ -153,6 +155,7 @@ def test_what_changes_with_the_configuration():
     assert TrainingStep(step.config, ranks=2).peak(8) == full + step.gradients
 
 
+@pytest.mark.slow
 def test_a_budget_and_its_margin():
     config = config_of("micro", "training.batch_size=8", "training.accumulation=2")
     step = TrainingStep(config)
@@ -168,6 +171,7 @@ def test_a_budget_and_its_margin():
     assert unknown.t4.fits
 
 
+@pytest.mark.slow
 def test_sampling():
     config = config_of("micro")
     budget = Budget(10**9, "test")

@@ -89,12 +89,14 @@ def test_a_matrix_moves_by_the_learning_rate_and_the_rest_by_adamw_s_rule():
             assert 0.5 < moved.square().mean().sqrt() / (1e-3 * ADAMW_SIZE) < 1.3, name
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     run = trainer("training.learning_rate=1e-3")
     losses = [run.train_step()[0] for _ in range(15)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_state_goes_on_bit_for_bit():
     straight, first, second = trainer(), trainer(), trainer()
     for _ in range(4):
@@ -134,6 +136,7 @@ EDITS = {
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("how", EDITS)
+@pytest.mark.slow
 def test_moments_that_do_not_fit_are_refused(name, how):
     """The fused kernel of AdamW would write where it should not."""
     run = trainer(f"training.optimizer={name}", "training.precision=fp16")
@@ -144,6 +147,7 @@ def test_moments_that_do_not_fit_are_refused(name, how):
         run.load(state)
 
 
+@pytest.mark.slow
 def test_settings_are_the_configuration_s_and_moments_are_copies():
     first, second = trainer(), trainer()
     first.train_step()
@@ -159,6 +163,7 @@ def test_settings_are_the_configuration_s_and_moments_are_copies():
     assert all(map(torch.equal, first.model.parameters(), second.model.parameters()))
 
 
+@pytest.mark.slow
 def test_fp16_skips_what_overflows():
     run = trainer("training.precision=fp16")
     before = [parameter.detach().clone() for parameter in run.model.parameters()]

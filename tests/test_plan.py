@@ -53,6 +53,7 @@ def test_agrees_with_the_official_planner(name):
         assert windows(plan.make(SCHEMES[name], **sizes, given=known)) == case["stages"], (sizes, known)
 
 
+@pytest.mark.slow
 def test_the_oracle_agrees_with_the_official_planner():
     with gzip.open(GOLDEN) as file:
         golden = json.load(file)
@@ -139,6 +140,7 @@ def spans(draw, length):
 
 @settings(stable, max_examples=600)
 @given(st.sampled_from(sorted(SHIPPED)), sizes, st.data())
+@pytest.mark.slow
 def test_any_shipped_scheme_is_legal_or_says_why_not(name, size, data):
     known = data.draw(spans(size[0]), "given")
     if make_or_error(SHIPPED[name], size, known):
@@ -208,6 +210,7 @@ def user_schemes(draw):
 
 @settings(stable, max_examples=300)
 @given(user_schemes(), sizes, st.data())
+@pytest.mark.slow
 def test_any_user_scheme_is_legal_or_says_why_not(of, size, data):
     make_or_error(of, size, data.draw(spans(size[0]), "given"))
 

@@ -39,6 +39,7 @@ def test_eps_of_latent_frames_and_of_all_when_asked(name):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.slow
 def test_the_full_ancestral_chain(name):
     """latent = 1 - observed, no padding; on observed frames the chain runs along, whatever it makes there."""
     ckpt, figures = load(name), golden(name)

@@ -226,6 +226,7 @@ def finished(checkpoint, folder, name, **options):
 
 class TestResuming:
     @pytest.mark.parametrize("name", ["autoregressive", "hierarchy-2", "keyframes"])
+    @pytest.mark.slow
     def test_the_very_same_bits(self, checkpoint, tmp_path, name):
         whole, _ = finished(checkpoint, tmp_path, name, samples=2)
         interrupted(checkpoint, tmp_path, name, windows=3, samples=2)
@@ -246,6 +247,7 @@ class TestResuming:
         assert all(update.replayed for update in updates if update.windows < 4)  # frames that are told of, too
         assert updates[-1].network_calls == 7 * 3
 
+    @pytest.mark.slow
     def test_frames_that_were_not_all_written_are_made_again(self, checkpoint, tmp_path):
         whole, _ = finished(checkpoint, tmp_path, "autoregressive")
         interrupted(checkpoint, tmp_path, "autoregressive", windows=4)

@@ -164,6 +164,7 @@ def test_mistakes_are_told_with_file_line_and_hint(text, line, says, hint):
         assert hint in caught.value.hint
 
 
+@pytest.mark.slow
 def test_mutated_files_never_crash():
     letters = random.Random(0)
     for name in SHIPPED:

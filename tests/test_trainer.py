@@ -26,12 +26,14 @@ def weights(trainer: Trainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in trainer.model.parameters()]
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     trainer = make()
     losses = [trainer.train_step()[0] for _ in range(20)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_state_goes_on_bit_for_bit():
     straight = make()
     for _ in range(6):
@@ -70,6 +72,7 @@ def test_a_loss_that_is_not_a_number_changes_no_weights():
         assert torch.equal(mine, other)
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_add_up_to_the_whole():
     whole, parts = make(), make("training.accumulation=4")
     for _ in range(3):
@@ -78,6 +81,7 @@ def test_parts_of_a_step_add_up_to_the_whole():
         assert torch.allclose(mine, other, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_nothing():
     plain, checkpointing = (
         make("model.dropout=0.1"),
@@ -90,6 +94,7 @@ def test_activation_checkpointing_changes_nothing():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.slow
 def test_half_precision_stays_close_and_goes_on_bit_for_bit(precision):
     full, half = make(), make(f"training.precision={precision}")
     for _ in range(3):
@@ -143,6 +148,7 @@ def test_a_preview_that_fails_ends_nothing(tmp_path):
     assert len(folder.checkpoints()) == 1
 
 
+@pytest.mark.slow
 def test_a_curve_that_cannot_be_drawn_ends_nothing(tmp_path):
     trainer = make("training.steps=2", "training.checkpoint_every=1", "training.held_out_every=0")
     folder = RunFolder(tmp_path / "run")
@@ -171,6 +177,7 @@ def test_the_curve_of_a_long_run_is_thinned_out():
     assert points.kept[0] == (0, 0.0)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_bad_step_saves_what_was_reached(tmp_path, monkeypatch):
     trainer = make("training.steps=9", "training.held_out_every=0", "training.checkpoint_every=5")
     folder, stop = RunFolder(tmp_path / "run"), StopSignals()
@@ -189,6 +196,7 @@ def test_a_signal_in_a_bad_step_saves_what_was_reached(tmp_path, monkeypatch):
     assert [path.name for path in folder.checkpoints()] == ["step-00000003.pt"]
 
 
+@pytest.mark.slow
 def test_one_bad_step_of_a_run_that_goes_on_is_none_of_a_run_s_only_ones(tmp_path):
     first = make("training.steps=2", "training.held_out_every=0")
     folder = RunFolder(tmp_path / "run")

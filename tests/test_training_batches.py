@@ -115,6 +115,7 @@ def test_processes_draw_what_a_thread_draws():
             assert torch.equal(getattr(drawn, name), tensor), (number, name)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_process_is_raised_where_it_is_asked_for():
     def make(number: int) -> int:
         if number == 2:
@@ -164,6 +165,7 @@ def runs(process: str) -> bool:
 @pytest.mark.parametrize(
     ("end", "exit_code"), [("pass", 0), ("os._exit(3)", 3), ("raise SystemExit(4)", 4), ("os.kill(os.getpid(), 9)", -9)]
 )
+@pytest.mark.slow
 def test_processes_end_with_their_parent(end, exit_code):
     code = f"""
 import os
@@ -181,6 +183,7 @@ print(*(ahead(number) for number in range(4)), flush=True)
     assert len(set(done.stdout.split())) == 2
 
 
+@pytest.mark.slow
 def test_without_shared_memory():
     config = configuration.load_preset("micro")
     batch = draw_batch(config, open_clips(config), 0, 2, 0)

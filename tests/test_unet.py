@@ -249,6 +249,7 @@ def test_the_temporal_bias_is_learned():
 
 
 @pytest.mark.parametrize("preset", ["micro", "moving-mnist-small", "moving-mnist"])
+@pytest.mark.slow
 def test_all_tensors_are_on_the_network_s_device(preset):
     """On PyTorch's `meta` device, which stands for any that is not the CPU."""
     config = load_preset(preset)

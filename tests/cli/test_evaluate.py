@@ -143,6 +143,7 @@ def test_videos_of_the_user_that_are_shorter_than_a_rollout(evaluate, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: no held-out clip has 24 frames; the longest has 21")
 
 
+@pytest.mark.slow
 def test_other_data_need_only_fill_a_window(evaluate, tmp_path):
     for name, frames in (("long", 17), ("short", 15)):
         clips = np.random.default_rng(0).integers(0, 255, (12, frames, 16, 16), np.uint8)
@@ -166,6 +167,7 @@ def test_other_data_that_is_the_training_s_by_another_name_is_split_as_in_traini
     assert json.loads(done.stdout)["drift"]["real_videos"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_refused_before_anything_is_measured(evaluate, tmp_path):
     np.save(tmp_path / "clips.npy", np.zeros((12, 21, 16, 16), np.uint8))
     for arguments in (

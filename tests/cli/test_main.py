@@ -51,6 +51,7 @@ def test_help_imports_neither_torch_nor_imageio(arguments):
     assert "loaded: []" in done.stderr
 
 
+@pytest.mark.slow
 def test_version_names_torch_and_the_device():
     done = fdm("--version", anew=True)
     assert done.stdout.startswith("fdm ")
@@ -107,6 +108,7 @@ def test_completion_is_offered(shell):
 @pytest.mark.parametrize(
     "environment", [{"LC_ALL": "C"}, {"COLUMNS": "30"}, {"FORCE_COLOR": "1"}, {"GITHUB_ACTIONS": "true"}]
 )
+@pytest.mark.slow
 def test_poor_environments(environment):
     """What they show is plain text."""
     for arguments, says in (
@@ -158,6 +160,7 @@ def test_an_interruption_while_torch_is_loaded(seconds):
     [["extend"], ["sample", "--scheme"], ["sample", "--checkpoint"], ["train", "--run"], ["train", "--data"],
      ["inspect-scheme", "loop", "--plot"]],
 )  # fmt: skip
+@pytest.mark.slow
 def test_names_that_no_file_has(command, name, tmp_path):
     done = fdm(*command, name, cwd=tmp_path, check=2)
     assert [line.partition(":")[0] for line in done.stderr.splitlines()].count("error") == 1
@@ -222,6 +225,7 @@ def test_closed_and_full_stdout():
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+@pytest.mark.slow
 def test_remarks_that_nobody_gets_end_nothing(tmp_path, redirection):
     command = (
         f"{sys.executable} -m fdm_cli train --preset micro --steps 1 --run {tmp_path / 'run'} --json {redirection}"

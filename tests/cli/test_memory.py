@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import ROOT, fdm
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_refused_and_nothing_is_written(tmp_path):
     done = fdm("train", "--preset", "micro", "--memory-budget", "100MB", "--json", cwd=tmp_path, check=2)
     error, hint = done.stderr.strip().splitlines()
