@@ -74,9 +74,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(names) if names else "there are none"
 
 
+def printable(text: str) -> str:
+    """A text with names out of files, without what a terminal would obey; lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def one_line(text: str) -> str:
-    """A text with names out of files as it may be shown: no line breaks, nothing that a terminal obeys, not endless."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    """The same in one line, and not endless."""
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 300]} ... {line[-200:]}"
 
 

@@ -85,10 +85,9 @@ def main() -> NoReturn:
             sys.exit(error.exit_code)
         # Processes under torchrun have one command line: one of them says what is wrong with it. The others wait until
         # torchrun ends them, as it ends all at the first exit, which would leave that one no time to say it.
-        silent = os.environ.get("RANK", "0") != "0"
-        if silent:
+        if _is_silent():
             time.sleep(WAIT_FOR_WORDS)
-        message = "" if silent else error.format_message().rstrip(".")
+        message = "" if _is_silent() else error.format_message().rstrip(".")
         _fail(message, _usage_hint(error), error.exit_code)
     except FdmError as error:
         if settings.debug and error.message:
@@ -98,7 +97,7 @@ def main() -> NoReturn:
         _leave_quietly()
     except SystemExit as stopped:
         if stopped.code == _TERMINATED:
-            _fail("terminated", None, _TERMINATED)
+            _fail("" if _is_silent() else "terminated", None, _TERMINATED)
         raise
     except typer.Abort:
         _fail("interrupted", None, 130)
@@ -119,6 +118,11 @@ def main() -> NoReturn:
     if code == 130:
         _fail("interrupted", None, 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_silent() -> bool:
+    """Whether this is one of the processes under torchrun of which another has the word."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _terminate(signal_number: int, _frame: object) -> NoReturn:

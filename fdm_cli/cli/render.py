@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, cast
 
-from fdm_cli.errors import Silenced
+from fdm_cli.errors import Silenced, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,12 +52,12 @@ class Output:
     def note(self, text: str) -> None:
         """A remark for a person, on stderr."""
         if not (self.quiet or self.mute):
-            _say(text)
+            _say(printable(text))
 
     def warn(self, text: str) -> None:
         """Something the user should know even when remarks are off."""
         if not self.mute:
-            _say(f"warning: {text}")
+            _say(f"warning: {printable(text)}")
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
         """The command's result: `data` as JSON, or `text` for a person."""

@@ -68,8 +68,10 @@ def test_steps_of_what():
     assert fdm("sample", "--steps", 5, check=2).stderr.splitlines()[1].startswith("hint: denoising steps are --samp")
 
 
-def test_names_out_of_files_are_shown_in_one_line():
+def test_names_out_of_files_are_shown_in_one_line(capsys):
     assert one_line("a\x1b[2J\n b\u202e") == "a\\x1b[2J b\\u202e"
+    Output(quiet=True).warn("left out \x1b[31mred\x1b[0m.gif: broken\nand this")
+    assert capsys.readouterr().err == "warning: left out \\x1b[31mred\\x1b[0m.gif: broken\nand this\n"
     long = one_line("x" * 50_000)
     assert len(long) < MOST_SHOWN
     assert long.endswith("xxx")
