@@ -132,7 +132,8 @@ def draw_sheet(config: Config) -> Path:
         markers += [
             picture.OBSERVED if observed[place] else picture.LATENT if latent[place] else None for place in order
         ]
-    path = _new_name(expanded(config.data.source).resolve().stem)
+    source = expanded(config.data.source).resolve()
+    path = _new_name(source.name if source.is_dir() else source.stem)
     picture.write_png(path, picture.contact_sheet(frames, labels=labels, markers=markers, columns=len(columns)))
     return path
 
