@@ -16,7 +16,7 @@ from fdm_cli.cli import evaluation_report as report
 from fdm_cli.cli import memory_report, options
 from fdm_cli.cli.plan_report import warn_of_blind, warn_of_reach
 from fdm_cli.cli.render import Output, Progress, plural
-from fdm_cli.errors import BadInput, did_you_mean
+from fdm_cli.errors import BadInput, did_you_mean, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -240,7 +240,7 @@ def evaluate(
         how = f"{sampler}, {steps}{options.departures(setting.sampling)}, "
     # The bundled model's steps are those of the last of several runs.
     trained = f"{model_file} after {plural(model.step, 'step')}" if checkpoint else "the bundled model"
-    output.show(f"{trained}, on held-out clips of {measured_on}; {how}seed {seed}")
+    output.show(f"{trained}, on held-out clips of {one_line(measured_on)}; {how}seed {seed}")
     prediction = bound = drift = None
     # Each part is shown when it is done: what follows may take long, and be stopped.
     if "prediction" in parts:
