@@ -54,8 +54,8 @@ def warn_of_pixels(found: Survey, config: Config, output: Output) -> None:
         return
     pixels = draw_batch(config, open_clips(config), 0, SHEET_CLIPS, config.training.seed).x_0
     process = config.diffusion
-    if found_unlike := unlike(pixels, process):
-        mean, std = found_unlike
+    if figures := unlike(pixels, process):
+        mean, std = figures
         output.warn(
             f"the pixels of these clips have mean {mean:.2f} and deviation {std:.2f}, the configuration is for "
             f"{process.data_mean:g} and {process.data_std:g}: --set diffusion.data_mean={mean:.2f} "

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fdm_cli import given as givens
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import evaluation_report as report
-from fdm_cli.cli import memory_report, options
-from fdm_cli.cli.plan_report import warn_of_blind, warn_of_reach
-from fdm_cli.cli.render import Output, Progress, plural
+from fdm_cli.cli import measuring, memory_report, options
+from fdm_cli.cli.render import Output, plural
 from fdm_cli.errors import BadInput, did_you_mean, one_line
 
 if TYPE_CHECKING:
-    import torch
-
-    from fdm_cli.batch import Sampling
-    from fdm_cli.budget import Budget
-    from fdm_cli.checkpoint import Checkpoint
     from fdm_cli.config import Config
     from fdm_cli.dataset import Clips
-    from fdm_cli.diversity import Embedding
-    from fdm_cli.evaluate import Bound, Prediction
-    from fdm_cli.frechet import VideoFeatures
-    from fdm_cli.plan import Plan
-    from fdm_cli.scheme import Scheme
-
-T = TypeVar("T")
 
 PARTS = ("prediction", "bound", "drift")
 # Options that say nothing where these parts are left out.
@@ -54,35 +38,6 @@ NEEDS = {
     "guidance": ("prediction", "drift"),
     "guidance_rescale": ("prediction", "drift"),
 }
-LEAST_REAL, LEAST_SEEN = 256, 64  # real clips for comparison, and where the features of each are computed
-FEW_VIDEOS = 256  # a Frechet distance of fewer says little
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """What all parts of an evaluation share."""
-
-    checkpoint: Checkpoint
-    clips: Clips
-    sampling: Sampling
-    seed: int
-    given: int
-    max_batch: int | None
-    budget: Budget | None
-    device: torch.device
-    output: Output
-
-    def batch(self, plan: Any, widest: int) -> int:
-        """How many windows of a plan go into one network call."""
-        return memory_report.sampling_batch(
-            self.checkpoint, self.max_batch, widest, plan, self.budget, self.device, self.output
-        )
-
-    def run(self, work: Generator[int, None, T], calls: int, what: str) -> T:
-        """The result of a measurement, with progress while it is made."""
-        self.output.note(f"{what}: {plural(calls, 'network call')}")
-        with self.output.progress(calls, "network calls") as progress:
-            return _drive(work, progress, what)
 
 
 def evaluate(
@@ -210,17 +165,12 @@ def evaluate(
     given = given or max(1, min(8, window // 2))
     if parts != ("drift",):
         plan = evaluation.prediction_plan(window, given)
-    bound_at = _bound_timesteps(model, bound_timesteps) if "bound" in parts else []
+    bound_at = measuring.choose_bound_timesteps(model, bound_timesteps) if "bound" in parts else []
     held_out = _open(model.config, data, output)
     if parts != ("drift",):
         evaluation.check_length(held_out, window, "--only drift needs no whole window")
-        windows = held_out.of_length(window)
-        if windows.places is not None and windows.videos is not None and windows.places < clips:
-            output.warn(
-                f"{plural(windows.videos, 'held-out video')} {'has' if windows.videos == 1 else 'have'} "
-                f"{plural(windows.places, 'window')} of {window} frames, --clips {clips} measures some of them again"
-            )
-    setting = _Setting(
+        _warn_of_repeats(held_out.of_length(window), clips, output)
+    setting = measuring.Setting(
         checkpoint=model,
         clips=held_out,
         sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta, shift, rescale),
@@ -232,7 +182,11 @@ def evaluate(
         output=output,
     )
     batch = setting.batch(plan, clips) if parts != ("drift",) else 0
-    rolled = _prepare_drift(setting, loaded, length, step, rollouts, embedding, network) if "drift" in parts else None
+    rolled = (
+        measuring.prepare_drift(setting, loaded, length, step, rollouts, embedding, network)
+        if "drift" in parts
+        else None
+    )
     measured_on = data or model.config.data.source
     how = ""
     if parts != ("bound",):  # which samples nothing
@@ -244,13 +198,13 @@ def evaluate(
     prediction = bound = drift = None
     # Each part is shown when it is done: what follows may take long, and be stopped.
     if "prediction" in parts:
-        prediction = _predict(setting, clips, futures, batch)
+        prediction = measuring.predict(setting, clips, futures, batch)
         output.show("\n".join(["", *report.prediction_lines(prediction, given, clips, futures)]))
     if "bound" in parts:
-        bound = _bound(setting, clips, bound_at, min(batch, clips))
+        bound = measuring.bound(setting, clips, bound_at, min(batch, clips))
         output.show("\n".join(["", *report.bound_lines(bound, given, clips)]))
     if rolled is not None:
-        drift = _drift(setting, rolled)
+        drift = measuring.drift(setting, rolled)
         output.show("\n".join(["", *drift.lines()]))
     sampled = {
         "sampler": sampler,
@@ -294,6 +248,16 @@ def _parts(only: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
+def _warn_of_repeats(windows: Clips, count: int, output: Output) -> None:
+    """Says when fewer different windows are held out than are to be measured."""
+    if windows.places is not None and windows.videos is not None and windows.places < count:
+        output.warn(
+            f"{plural(windows.videos, 'held-out video')} {'has' if windows.videos == 1 else 'have'} "
+            f"{plural(windows.places, 'window')} of {windows.clip_length} frames, "
+            f"--clips {count} measures some of them again"
+        )
+
+
 def _open(config: Config, data: str | None, output: Output) -> Clips:
     """The held-out clips, decoded with progress where that has not been done; says so when training saw them too.
 
@@ -323,146 +287,3 @@ def _open(config: Config, data: str | None, output: Output) -> Clips:
     if found.unit == "clips" and len(found.videos) == 1:
         output.warn(f"{opened.data.source} is one clip: nothing is held out, so training may have seen it")
     return dataset.open_clips(opened, "held-out")
-
-
-def _drive(work: Generator[int, None, T], progress: Progress, what: str) -> T:
-    """Runs a generator to its end; returns what it returns."""
-    while True:
-        try:
-            progress.update(next(work), what)
-        except StopIteration as stop:
-            return stop.value
-
-
-def _windows(setting: _Setting, count: int) -> torch.Tensor:
-    """(clips, K, C, H, W), the same for prediction and bound."""
-    import torch
-
-    from fdm_cli.evaluate import held_out_clips
-
-    model = setting.checkpoint.config.model
-    windows = torch.empty(count, model.window, model.image_channels, model.image_size, model.image_size)
-    for row, clip in zip(windows, held_out_clips(setting.clips, "window", count, model.window), strict=True):
-        row.copy_(clip)  # never all of them twice
-    return windows
-
-
-def _predict(setting: _Setting, count: int, futures: int, batch: int) -> Prediction:
-    from fdm_cli import evaluate as evaluation
-    from fdm_cli import rollout
-
-    plan = evaluation.prediction_plan(setting.checkpoint.config.model.window, setting.given)
-    calls = rollout.count_calls(plan, setting.sampling, count, batch) * futures
-    work = evaluation.predict(
-        setting.checkpoint, _windows(setting, count), setting.given, setting.sampling,
-        seed=setting.seed, futures=futures, max_batch=batch,
-    )  # fmt: skip
-    return setting.run(work, calls, "prediction")
-
-
-def _bound_timesteps(checkpoint: Checkpoint, steps: int | None) -> list[int]:
-    from fdm_cli import samplers
-
-    total = checkpoint.process.timesteps
-    steps = steps or min(25, total)
-    if steps > total:
-        raise BadInput(f"--bound-timesteps {steps}: the model's process has {total}", f"take 2 to {total}")
-    return samplers.choose_timesteps(total, steps)
-
-
-def _bound(setting: _Setting, count: int, timesteps: Sequence[int], batch: int) -> Bound:
-    from fdm_cli import evaluate as evaluation
-
-    work = evaluation.measure_bound(
-        setting.checkpoint, _windows(setting, count), setting.given, timesteps, seed=setting.seed, max_batch=batch
-    )
-    return setting.run(work, -(-count // batch) * len(timesteps), "bound")
-
-
-@dataclass(frozen=True)
-class _Rollouts:
-    """What is to be rolled out, and what it will be compared with: found before anything is measured."""
-
-    plans: Sequence[tuple[Scheme, Plan, int]]  # and how many windows go into one network call
-    embedding: Embedding | None
-    network: VideoFeatures | None
-    drifts: report.Drifts  # of no scheme yet
-
-
-def _prepare_drift(
-    setting: _Setting, loaded: Sequence[Scheme], length: int, step: int | None, rollouts: int, embedding: str,
-    network: VideoFeatures | None,
-) -> _Rollouts:  # fmt: skip
-    from fdm_cli import diversity
-    from fdm_cli import evaluate as evaluation
-    from fdm_cli import plan as planning
-
-    window, clips, output = setting.checkpoint.config.model.window, setting.clips, setting.output
-    plans = []
-    for scheme in loaded:
-        spans = givens.example(scheme, length=length, window=window, step=step)
-        plan = planning.make(scheme, length=length, window=window, step=step, given=spans)
-        if plan.calls == 0:
-            raise BadInput(f"{scheme.name} has nothing to make of {plural(length, 'frame')}", "a larger --length")
-        if plan.given:
-            evaluation.check_length(clips, length)
-        warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
-        warn_of_blind(plan, output, f"{scheme.name}: ")
-        widest = plan.widest * rollouts
-        plans.append((scheme, plan, setting.batch(plan, widest)))
-    real_length = length if clips.longest is None or clips.longest >= length else clips.shortest or length
-    if real_length < length:
-        output.warn(f"no held-out clip has {length} frames: rollouts are compared with clips of {real_length}")
-    no_fvd = report.why_no_fvd(network is not None, rollouts, length, real_length)
-    if no_fvd:
-        if network is not None:
-            output.warn(f"no Frechet video distance: {no_fvd}")
-        network = None
-    elif rollouts < FEW_VIDEOS:
-        output.warn(f"a Frechet distance of {rollouts} videos is much larger than that of many: compare equal numbers")
-    adaptive = any(scheme.adaptive for scheme in loaded)
-    embedder = diversity.make_embedding(embedding, setting.device) if adaptive else None
-    real_clips = max(rollouts, LEAST_SEEN if network else LEAST_REAL)
-    with output.progress(real_clips, "real clips") as progress:
-        videos = evaluation.held_out_clips(clips, "video", real_clips, real_length)
-        real, features = _drive(evaluation.real_statistics(videos, network), progress, "")
-    drifts = report.Drifts(
-        length=length,
-        rollouts=rollouts,
-        real_clips=real_clips,
-        real_length=real_length,
-        real_videos=clips.of_length(real_length).videos,
-        real=real,
-        real_features=features,
-        no_fvd=no_fvd,
-        schemes={},
-    )
-    return _Rollouts(plans, embedder, network, drifts)
-
-
-def _drift(setting: _Setting, asked: _Rollouts) -> report.Drifts:
-    import torch
-
-    from fdm_cli import diversity, rollout
-    from fdm_cli import evaluate as evaluation
-
-    length, rollouts = asked.drifts.length, asked.drifts.rollouts
-    found = {}
-    for scheme, plan, batch in asked.plans:
-        places = plan.given_frames
-        frames: dict[int, torch.Tensor] = {}
-        if places:
-            videos = [
-                video[places] for video in evaluation.held_out_clips(setting.clips, "video", rollouts, length)
-            ]  # the whole clip is needed: given frames stand far apart
-            frames = dict(zip(places, torch.stack(videos, dim=1), strict=True))
-        calls = rollout.count_calls(plan, setting.sampling, rollouts, batch)
-        choose = None
-        if scheme.adaptive and asked.embedding is not None:
-            choose = diversity.Diversity(plan, asked.embedding, rollouts).choose
-        work = evaluation.roll_out(
-            setting.checkpoint, plan, setting.sampling, frames,
-            seed=setting.seed, samples=rollouts, max_batch=batch, choose=choose, network=asked.network,
-        )  # fmt: skip
-        found[plan.scheme] = plan, setting.run(work, calls, f"drift of {plan.scheme}")
-    return dataclasses.replace(asked.drifts, schemes=found)
