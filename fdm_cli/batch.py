@@ -159,9 +159,10 @@ def denoiser(
     model, process = checkpoint.model, checkpoint.process
     conditions = {"frame_indices": frame_indices, "observed_mask": observed_mask, "latent_mask": latent_mask}
     window = Window.of(frame_indices, observed_mask, latent_mask, ignore_padding=True)
+    drafts = model.drafts(x_0, frame_indices, window)
 
     def denoise(x_t: Tensor, timestep: Tensor) -> Tensor:
-        return model(x_t, timestep, x_0=x_0, **conditions, window=window)
+        return model(x_t, timestep, x_0=x_0, **conditions, window=window, drafts=drafts)
 
     observed = int(observed_mask[0].sum())
     if guidance == 1 or observed == 0:  # as in `Sampling.calls_a_step`

@@ -104,6 +104,7 @@ class ModelConfig:
     attention_residual: Literal["normalised", "plain"] = "normalised"  # predecessors add to the normalised input
     temporal_bias: Literal["none", "learned"] = "none"  # learned: heads begin with a distance each: TemporalBias
     positions: Literal["none", "learned"] = "none"  # learned: the network is told where in the frame each position is
+    draft: Literal["none", "motion"] = "none"  # motion: is told where the blocks of observed frames have gone: Draft
     patch_attention: Literal["none", "observed"] = "none"  # observed: looks for patches in the observed: PatchAttention
 
     @property
@@ -133,6 +134,8 @@ class ModelConfig:
                 )
         if self.patch_attention != "none" and self.image_size % self.patch_block:
             raise BadInput(f"model.patch_attention needs an even model.image_size, not {self.image_size}")
+        if self.draft != "none" and self.image_size % 8:
+            raise BadInput(f"model.draft needs a model.image_size that is a multiple of 8, not {self.image_size}")
         sizes = [grid >> level for level in range(levels)]
         for resolution in self.attention_resolutions:
             if resolution not in sizes:
@@ -165,7 +168,8 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations (autocast); weights stay fp32
     activation_checkpointing: bool = False  # compute a block's activations again in the backward pass: less memory
     compile: bool = False  # torch.compile of the blocks: minutes at the start
-    weights: Literal["all", "patch_attention"] = "all"  # those that are trained; the others stay as they are
+    # Those that are trained; the others stay as they are. `all` leaves out the draft, which has a loss of its own.
+    weights: Literal["all", "patch_attention", "draft"] = "all"
     optimizer: Literal["adamw", "muon"] = "adamw"  # optimizer.py
     learning_rate: float = limits(1e-4, 1e-9, 1.0)
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
@@ -213,6 +217,8 @@ class Config:
             raise BadInput(
                 "training.weights patch_attention: the network has none", "--set model.patch_attention=observed"
             )
+        if self.training.weights == "draft" and self.model.draft == "none":
+            raise BadInput("training.weights draft: the network has none", "--set model.draft=motion")
         if self.data.source == BUILT_IN:
             self.check_canvas()
 

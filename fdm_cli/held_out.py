@@ -2,7 +2,8 @@
 
 Clips, windows, noise and timesteps are fixed and the same for every run on the same data, whatever its seed, its
 masks, its timesteps and its loss weighting: the curves of two runs of one model size and one process can be laid over
-each other (a loss is in units of the parameterization and of the process's normalisation).
+each other (a loss is in units of the parameterization and of the process's normalisation). Where the draft is
+trained, it is the draft's.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from fdm_cli.config import Config
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.distributed import Ranks
-from fdm_cli.gradients import clip_losses
+from fdm_cli.gradients import clip_losses, draft_losses
 from fdm_cli.randomness import derive_seed
 from fdm_cli.training_batches import draw_batch
+from fdm_cli.unet import UNet
 
 CLIPS = 64  # a multiple of 4
 SEED = derive_seed("held-out")
@@ -37,9 +38,7 @@ class HeldOutLoss:
     quartiles: tuple[float, float, float, float]
 
 
-def measure(
-    model: nn.Module, process: Process, config: Config, clips: Clips, at_once: int, ranks: Ranks
-) -> HeldOutLoss:
+def measure(model: UNet, process: Process, config: Config, clips: Clips, at_once: int, ranks: Ranks) -> HeldOutLoss:
     """Measures on CLIPS clips, shared out over the ranks.
 
     Args:
@@ -62,6 +61,10 @@ def measure(
         batch = draw_batch(config, clips, start, count, SEED)
         batch = replace(batch, timestep=timesteps[start : start + count]).to(device)
         with torch.inference_mode():
-            losses[start : start + count] = clip_losses(model, process, batch, config.training.precision).cpu()
+            if config.training.weights == "draft":
+                own = draft_losses(model.trained, process, batch)
+            else:
+                own = clip_losses(model, process, batch, config.training.precision)
+            losses[start : start + count] = own.cpu()
     quartiles = (ranks.mean(losses) * ranks.size).view(4, -1).mean(1).tolist()
     return HeldOutLoss(sum(quartiles) / 4, tuple(quartiles))

@@ -88,7 +88,7 @@ class Muon(torch.optim.AdamW):
 
     Matrices are the weights of convolutions, as (outputs, inputs x places), and of linear layers, queries, keys and
     values being one each; but for the first and the last layer, whose rows or columns are pixels, for patch
-    attention, which is all pixels, and for the few inputs of distances' embeddings.
+    attention, which is all pixels, and for the few inputs of distances' embeddings; of a draft too, the layers between.
 
     Args:
         model: a UNet.
@@ -138,6 +138,9 @@ def _matrices(model: UNet) -> dict[Tensor, int]:
     edges = {*model.input_blocks[0].modules(), *model.out.modules()}
     if model.patch_attention is not None:
         edges.update(model.patch_attention.modules())
+    if model.draft is not None:
+        edges.update([model.of_draft, *model.draft.modules()])
+        edges.difference_update(model.draft.inner)
     return {
         module.weight: 3 if name.endswith(".qkv") else 1
         for name, module in model.named_modules()

@@ -12,7 +12,6 @@ Not in FDM. It starts as the identity, so it can be added to a network that is a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,41 +21,12 @@ from torch import Tensor, nn
 from fdm_cli.attention import zero_
 from fdm_cli.config import ModelConfig
 from fdm_cli.diffusion import Process
+from fdm_cli.draft import Alike
 
 MARGINS = (2, 4)  # pixels around a block that belong to the patches that are compared: one head for each
 FEATURES = 32  # of a patch
 WIDTH = 64  # channels of the convolutions
 SHARPNESS = 8.0  # at first: a mean squared difference of d, in normalised pixels, leaves exp(-8 d) of the weight
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Clips with equally many observed and equally many latent frames; places among the B * K frames of a call.
-
-    Attributes:
-        clips: (b,) int64.
-        observed: (b, O) int64.
-        latent: (b, L) int64.
-    """
-
-    clips: Tensor
-    observed: Tensor
-    latent: Tensor
-
-    @staticmethod
-    def among(observed: Tensor, latent: Tensor) -> list[Alike]:
-        """All clips of (B, K) bool masks that have both kinds of frames."""
-        counts = torch.stack([observed.sum(1), latent.sum(1)], dim=1)
-        kinds, kind_of_clip = torch.unique(counts, dim=0, return_inverse=True)
-        places = torch.arange(observed.numel(), device=observed.device).view_as(observed)
-        groups = []
-        for number, (of_observed, of_latent) in enumerate(kinds.tolist()):
-            if of_observed and of_latent:
-                clips = (kind_of_clip == number).nonzero().squeeze(1)
-                own = places[clips]
-                found = (own[mask[clips]].view(len(clips), -1) for mask in (observed, latent))
-                groups.append(Alike(clips, *found))
-        return groups
 
 
 class PatchAttention(nn.Module):

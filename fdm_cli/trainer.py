@@ -47,6 +47,7 @@ INDEPENDENT = (
     "model.window",
     "model.image_size",
     "model.attention_resolutions",
+    "model.draft",
     "model.patch_attention",
 )
 # Of a run that is resumed: its length, where its data lies (whether it is the same is seen by its content), and how
@@ -63,6 +64,8 @@ MAY_CHANGE = (
     "training.held_out_every",
     "training.preview_every",
 )
+# What can be added to a trained network, which it does not change before it is trained, and the names of its weights.
+ADDED = {"draft": ("draft.", "of_draft."), "patch_attention": ("patch_attention.",)}
 MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -73,7 +76,7 @@ class StepStats:
 
     Attributes:
         step: counts from 1.
-        loss: mean over the batch of the (weighted) squared error on latent frames.
+        loss: mean over the batch of the (weighted) squared error on latent frames; the draft's, where that is trained.
         gradient_norm: L2 norm before clipping.
         learning_rate: of this step.
         seconds: wall time of the step.
@@ -140,7 +143,7 @@ class Trainer:
         self.ema.eval()
         if training.compile:
             compile_blocks(self.model)
-        self.network = ranks.wrap(self.model)
+        self.network = ranks.wrap(self.model.trained)
         self.batches = draw_ahead(self._draw, config, self.clips_at_once, device)
 
     def _draw(self, number: int) -> Batch:
@@ -207,7 +210,7 @@ class Trainer:
         """The held-out loss of the EMA weights; all ranks take part."""
         if self.held_out_clips is None:
             return None
-        model, clips = self.ema.module, self.held_out_clips
+        model, clips = cast(UNet, self.ema.module), self.held_out_clips
         return held_out.measure(model, self.process, self.config, clips, self.clips_at_once, self.ranks)
 
     def checkpoint(self) -> Checkpoint:
@@ -271,12 +274,34 @@ def refuse_unfit(start: Checkpoint, config: Config, path: Path) -> None:
     with torch.device("meta"):
         expected = UNet(config).state_dict()
     what = f"{path}: the weights do not fit the model to train"
-    if start.config.model.patch_attention == "none":  # begins as the identity
-        expected = {name: value for name, value in expected.items() if not name.startswith("patch_attention.")}
+    for part in added(start, config):
+        expected = {name: value for name, value in expected.items() if not name.startswith(ADDED[part])}
     refuse_mismatch(expected, start.model.state_dict(), what)
     for name, own, wanted in configuration.differences(start.config.model, config.model, "model."):
         if name not in INDEPENDENT:
             raise BadInput(f"{what}: they were trained with {name} {own}, not {wanted}")
+
+
+def added(start: Checkpoint, config: Config) -> list[str]:
+    """What the network to train has and the one that it starts from has not: keys of ADDED."""
+    lacks = [part for part in ADDED if getattr(start.config.model, part) == "none"]
+    return [part for part in lacks if getattr(config.model, part) != "none"]
+
+
+def refuse_random(config: Config, start: Checkpoint | None) -> None:
+    """Raises BadInput where weights that are not trained would stay random: nothing is worth training beside them."""
+    weights = config.training.weights
+    if weights == "patch_attention" and start is None:
+        raise BadInput(
+            "training.weights patch_attention: the other weights would stay as random as they are",
+            "--init-from names the checkpoint that has them",
+        )
+    drafts = start is not None and start.config.model.draft != "none"
+    if weights != "draft" and config.model.draft != "none" and not drafts:
+        raise BadInput(
+            f"training.weights {weights}: the draft would stay as random as it is",
+            "train it first, --set training.weights=draft, and --init-from that run",
+        )
 
 
 def other_process(start: Checkpoint, config: Config) -> str | None:

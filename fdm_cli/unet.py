@@ -33,9 +33,10 @@ from fdm_cli.attention import (
 )
 from fdm_cli.config import Config
 from fdm_cli.diffusion import Process, normalised
+from fdm_cli.draft import FEATURES, Alike, Draft, Drafts, features
 from fdm_cli.dropout import Dropout
 from fdm_cli.group_norm import group_norm
-from fdm_cli.patch_attention import Alike, PatchAttention
+from fdm_cli.patch_attention import PatchAttention
 from fdm_cli.winograd import Conv3x3
 
 
@@ -289,11 +290,15 @@ class UNet(nn.Module):
         zero_(last)
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
         self.patch_attention = None
-        if model.patch_attention == "observed":
+        if model.patch_attention != "none":
             self.patch_attention = PatchAttention(model, embedding, Process(diffusion))
-            if config.training.weights == "patch_attention":
-                self.requires_grad_(False)
-                self.patch_attention.requires_grad_(True)
+        self.draft = None
+        if model.draft != "none":
+            self.draft = Draft(model)
+            of_weight = model.patch_size**2
+            self.of_draft = nn.Conv2d(patched + of_weight + FEATURES, width, 3, padding=1)
+            zero_(self.of_draft)
+        self._leave(config.training.weights)
         blocks = [self.middle_block, *self.output_blocks]
         self._last_attention = [m for b in blocks for m in b if isinstance(m, FactorizedAttention)][-1:]
         self._temporal_attentions = [module for module in self.modules() if isinstance(module, TemporalAttention)]
@@ -310,6 +315,7 @@ class UNet(nn.Module):
         latent_mask: Tensor,
         frames: Literal["latent", "all"] = "latent",
         window: Window | None = None,
+        drafts: Drafts | None = None,
     ) -> Tensor:
         """Predicts the process's target.
 
@@ -323,6 +329,7 @@ class UNet(nn.Module):
             frames: with `latent`, the output on other frames is 0 and costs less (but for those that make up a
                 window's number, see `Window.of`); `all` computes them too.
             window: made of the last three by `Window.of`, when they stay the same over several calls.
+            drafts: see `drafts`, when x_0 stays the same, too.
 
         Returns:
             (B, K, C, H, W).
@@ -347,8 +354,10 @@ class UNet(nn.Module):
         if self.activation_checkpointing and torch.is_grad_enabled():
             run = partial(checkpoint, self._run, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
         skips = []
-        for block in self.input_blocks:
+        for number, block in enumerate(self.input_blocks):
             h, _ = run(block, h, conditions, None)
+            if number == 0 and self.draft is not None:
+                h = self._told(h, drafts or self.drafts(x_0, frame_indices, window), window)
             skips.append(h)
         h, conditions = run(self.middle_block, h, conditions, wanted)
         for block in self.output_blocks:
@@ -364,6 +373,46 @@ class UNet(nn.Module):
         if self.patch_attention is not None:
             output = self.patch_attention(output, x_t, x_0, timestep, conditions.activated, window.alike)
         return output
+
+    @property
+    def trained(self) -> nn.Module:
+        """What a training step takes the loss of: itself, or its draft where that is what learns."""
+        return self.draft if self.draft is not None and self.draft.nothing.requires_grad else self
+
+    def _leave(self, weights: str) -> None:
+        """Leaves only the named weights to be trained: `all`, `patch_attention` or `draft`."""
+        self.requires_grad_(weights == "all")
+        if self.patch_attention is not None:
+            self.patch_attention.requires_grad_(weights != "draft")
+        if self.draft is not None:
+            self.draft.requires_grad_(weights == "draft")
+
+    def drafts(self, x_0: Tensor, frame_indices: Tensor, window: Window) -> Drafts | None:
+        """What is made of the observed frames alone, the same for all timesteps; None where nothing is.
+
+        Nothing is learnt through it: a draft has a loss of its own.
+        """
+        if self.draft is None or not window.alike:
+            return None
+        with torch.no_grad():
+            made: Drafts = self.draft(x_0, frame_indices, window.alike)
+        return made
+
+    def _told(self, h: Tensor, drafts: Drafts | None, window: Window) -> Tensor:
+        """The first features of all frames, told what the drafts show of theirs."""
+        if drafts is None:
+            if not torch.is_grad_enabled():
+                return h
+            # Processes that train together wait for the gradients of all weights, if only to hear that they are 0.
+            return h + 0 * sum(parameter.sum() for parameter in self.of_draft.parameters())
+        shown = torch.cat([normalised(drafts.frames, self.diffusion), drafts.weight / 4], dim=1)
+        shown = F.pixel_unshuffle(shown, self.config.patch_size)
+        distance = features(drafts.distance.float())[:, :, None, None].expand(-1, -1, *shown.shape[2:])
+        told: Tensor = self.of_draft(torch.cat([shown, distance], dim=1))
+        latent = torch.cat([group.latent.flatten() for group in window.alike])
+        # `index_add` would lay out channels_last maps anew, to the cost of what comes next.
+        positions, told = (maps.permute(0, 2, 3, 1) for maps in (h, told.to(h.dtype)))
+        return positions.index_add(0, latent, told).permute(0, 3, 1, 2)
 
     def _run(
         self, block: nn.Module, h: Tensor, conditions: Conditions, wanted: Tensor | None

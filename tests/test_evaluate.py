@@ -32,6 +32,9 @@ class Grey(torch.nn.Module):
     def forward(self, x_t, *_, **__):
         return torch.zeros_like(x_t)
 
+    def drafts(self, *_):
+        return None
+
 
 def checkpoint_of(model=None):
     """`micro` with this model, or with weights that are random everywhere."""

@@ -54,6 +54,21 @@ def test_every_parameter_is_in_one_group_and_matrices_are_hidden_weights(preset)
     assert sum(map(torch.numel, matrices)) > 0.95 * sum(map(torch.numel, model.parameters()))
 
 
+def test_of_a_draft_the_layers_between_are_matrices():
+    sets = ["model.draft=motion", "training.weights=draft"]
+    with torch.device("meta"):
+        model = UNet(load_preset("moving-mnist-small", sets))
+    rest, matrices = (group["params"] for group in Muon(model, lr=1e-3).param_groups)
+    names = {id(parameter): name.removeprefix("draft.") for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in rest if parameter.ndim > 1} == {
+        "embed.0.weight", "waves", "scale.weight", "shift.weight", "move.weight"
+    }  # fmt: skip
+    assert {names[id(parameter)] for parameter in matrices} == {
+        "embed.2.weight", "of_token.weight", "hidden.weight",
+        *(f"layers.{n}.{layer}.weight" for n in range(4) for layer in ("qkv", "out", "mlp.1", "mlp.3")),
+    }  # fmt: skip
+
+
 def test_steps_are_those_of_pytorch_s_muon():
     """Which takes nothing but matrices, and computes in bf16."""
     model = UNet(load_preset("micro"))

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig, TrainingConfig
 from fdm_cli.diffusion import Process
+from fdm_cli.draft import Alike
 from fdm_cli.errors import BadInput
-from fdm_cli.patch_attention import MARGINS, Alike, PatchAttention
+from fdm_cli.patch_attention import MARGINS, PatchAttention
 from fdm_cli.unet import UNet, Window
 from tests.networks import randomise
 

@@ -145,25 +145,22 @@ def train(
     from fdm_cli.checkpoint import load_checkpoint
     from fdm_cli.device import choose_device
     from fdm_cli.run_folder import RunFolder
-    from fdm_cli.trainer import other_process, refuse_unfit
+    from fdm_cli.trainer import added, other_process, refuse_random, refuse_unfit
 
     with distributed.joined() as ranks:
         output = Output(json, quiet, mute=ranks.rank > 0)
         start = None if init_from is None else ranks.in_turn(lambda: _Start(init_from, load_checkpoint(init_from)))
         # One process decides, so that all agree on the folder.
         config, path = ranks.share(lambda: _configure(preset, config_file, run, resume, start, sets, output))
-        if config.training.weights != "all" and start is None and not resume:
-            raise BadInput(
-                "training.weights patch_attention: the other weights would stay as random as they are",
-                "--init-from names the checkpoint that has them",
-            )
+        if not resume:
+            refuse_random(config, None if start is None else start.checkpoint)
         ranks.clips_each(config.training.batch_size, config.training.accumulation)
         if start is not None:
             refuse_unfit(start.checkpoint, config, start.path)
             if remark := other_process(start.checkpoint, config):
                 output.warn(remark)
-            if config.model.patch_attention != start.checkpoint.config.model.patch_attention:
-                output.note("patch attention is new to these weights: it begins with changing nothing")
+            for part in added(start.checkpoint, config):
+                output.note(f"model.{part} is new to these weights: it begins with changing nothing")
         job = _Job(
             config=config,
             folder=RunFolder(path),

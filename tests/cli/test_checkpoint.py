@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_patch_attention_is_added_to_a_trained_network(tmp_path):
     """And is all that is trained, after --resume too; what has it does not become a network that has not."""
     added = ("--set", "model.patch_attention=observed", "--set", "training.weights=patch_attention")
     done = fdm("train", "--init-from", SEED, *added, "--steps", 1, "--run", "run", cwd=tmp_path)
-    assert "patch attention is new" in done.stderr
+    assert "model.patch_attention is new" in done.stderr
     fdm("train", "--resume", "--steps", 3, "--run", "run", cwd=tmp_path)
     begun, ended = (read_state(tmp_path / "run" / "checkpoints" / f"step-0000000{step}.pt") for step in (0, 3))
     trained = {key for key in ended["model"] if not np.array_equal(begun["model"][key], ended["model"][key])}
@@ -82,6 +83,38 @@ def test_patch_attention_is_added_to_a_trained_network(tmp_path):
     assert "patch_attention.compare.0.weight is not part of it" in done.stderr
     done = fdm("train", "--init-from", SEED, *added[2:], "--dry-run", cwd=tmp_path, check=2)
     assert "training.weights patch_attention: the network has none" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_draft_is_trained_first_and_the_network_with_it_then(tmp_path):
+    """While one is trained the other stays as it is, after --resume too."""
+    draft = ("--set", "model.draft=motion", "--set", "training.weights=draft", "--threads", 1)
+    fdm("train", "--preset", "micro", *SMALLEST_OPTIONS, "--steps", 1, "--run", "network", cwd=tmp_path)
+    done = fdm("train", "--init-from", "network", *draft, "--steps", 1, "--run", "draft", cwd=tmp_path)
+    assert "model.draft is new to these weights" in done.stderr
+    fdm("train", "--resume", "--steps", 3, "--run", "draft", cwd=tmp_path)
+    first = differing(tmp_path / "draft", 0, 3)
+    assert first
+    assert all(key.startswith("draft.") for key in first)
+    then = ("--set", "training.weights=all", "--steps", 2)
+    done = fdm("train", "--init-from", "draft", *then, "--run", "both", cwd=tmp_path)
+    assert "is new" not in done.stderr
+    second = differing(tmp_path / "both", 0, 2)
+    assert {"of_draft.weight", "input_blocks.0.0.weight"} <= second
+    assert not any(key.startswith("draft.") for key in second)
+    fdm("sample", "--checkpoint", "both", "--length", 24, "--sampling-steps", 2, "-o", "out.npz", cwd=tmp_path)
+    fdm("checkpoint", "convert", "--half", "both/checkpoints/step-00000002.pt", "half.safetensors", cwd=tmp_path)
+    fdm("extend", DATA / "two-digits.gif", "--use-last", 4, "--length", 12, "--checkpoint", "half.safetensors",
+        "--sampling-steps", 2, "-o", "out.gif", cwd=tmp_path)  # fmt: skip
+    done = fdm("train", "--init-from", "network", *draft[:2], "--dry-run", cwd=tmp_path, check=2)
+    assert "training.weights all: the draft would stay as random as it is" in done.stderr
+    assert "--set training.weights=draft" in done.stderr
+
+
+def differing(run: Path, one: int, other: int) -> set[str]:
+    """The weights that differ between two checkpoints of a run."""
+    begun, ended = (read_state(run / "checkpoints" / f"step-{step:08}.pt")["model"] for step in (one, other))
+    return {key for key in ended if not np.array_equal(begun[key], ended[key])}
 
 
 def test_windows_go_on_growing_from_where_the_weights_have_got_to(tmp_path):
