@@ -121,7 +121,8 @@ class RunFolder:
             if not (self.config.exists() or self.data.exists() or self.checkpoints()):
                 with contextlib.suppress(OSError):  # a folder that is not empty, or is gone
                     for path in made:
-                        path.unlink() if path.name == ".lock" else path.rmdir()
+                        with contextlib.suppress(FileNotFoundError):  # what could not be made
+                            path.unlink() if path.name == ".lock" else path.rmdir()
             lock.release()
 
     def checkpoints(self) -> list[Path]:

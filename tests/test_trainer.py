@@ -1,7 +1,9 @@
+import errno
 import itertools
 import math
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +137,20 @@ def test_weightings_weigh_the_error_in_x_0_alike_in_every_parameterization(param
     snr = process.alphas_cumprod[timestep] / (1 - process.alphas_cumprod[timestep])
     expected = error.square().mean(dim=(1, 2, 3, 4)) * (snr.clamp(max=5) if weighting == "min-snr" else 1)
     assert torch.allclose(process.loss_weight(weighting, timestep).double() * losses, expected, rtol=1e-4)
+
+
+def test_a_run_folder_that_cannot_be_completed_is_not_left_behind(tmp_path, monkeypatch):
+    made = Path.mkdir
+
+    def full(path, *mode, **options):
+        if path.name == "checkpoints":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        made(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(BadInput, match="No space left"), RunFolder(tmp_path / "runs" / "run").locked():
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_preview_that_fails_ends_nothing(tmp_path):
