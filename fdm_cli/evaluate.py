@@ -29,6 +29,7 @@ from fdm_cli.frechet import VideoFeatures
 from fdm_cli.metrics import unit
 from fdm_cli.plan import Plan
 from fdm_cli.randomness import derive_seed, generator
+from fdm_cli.unet import Window
 from fdm_cli.video import to_model
 
 ENDS = 10  # frames at the beginning and at the end of a rollout that are compared
@@ -68,12 +69,14 @@ class Prediction:
             predicted frames; the same as `model` of one future.
         copy_last: the last given frame, repeated.
         mean_given: the mean of the given frames, repeated.
+        draft: what the model makes of the given frames before it samples, see `draft.Draft`; None where it makes none.
     """
 
     model: Quality
     best: Quality
     copy_last: Quality
     mean_given: Quality
+    draft: Quality | None
 
 
 @dataclass(frozen=True)
@@ -223,17 +226,34 @@ def predict(
     best = found[errors.argmin(0), :, torch.arange(count)].transpose(0, 1).contiguous()  # (3, clips, horizon)
     best[1] = found[similarities.argmax(0), 1, torch.arange(count)]
 
-    def baseline(frames: Tensor) -> Quality:
-        return _quality(
-            torch.stack([look(frames, ahead) for ahead in range(horizon)], dim=2), true_sharpness, with_ssim
-        )
+    def quality(frames: Sequence[Tensor]) -> Quality:
+        looks = [look(unit(frame), ahead) for ahead, frame in enumerate(frames)]
+        return _quality(torch.stack(looks, dim=2), true_sharpness, with_ssim)
 
+    drafts = _drafts(checkpoint, true, given, max_batch)
     return Prediction(
         _quality(found.mean(0), true_sharpness, with_ssim),
         _quality(best, true_sharpness, with_ssim),
-        baseline(unit(true[:, given - 1])),
-        baseline(torch.stack([unit(true[:, frame]) for frame in range(given)]).mean(0)),
+        quality([true[:, given - 1]] * horizon),
+        quality([true[:, :given].mean(1)] * horizon),
+        None if drafts is None else quality(drafts.unbind(1)),
     )
+
+
+@torch.inference_mode()
+def _drafts(checkpoint: Checkpoint, true: Tensor, given: int, max_batch: int) -> Tensor | None:
+    """(clips, K - given, C, H, W) in [-1, 1], of windows (clips, K, C, H, W); None where the model makes none."""
+    model = checkpoint.model
+    device = next(model.parameters()).device
+    made = []
+    for x_0 in torch.split(true, max_batch):
+        indices = torch.arange(true.shape[1], device=device).expand(len(x_0), -1)
+        window = Window.of(indices, indices < given, indices >= given)
+        drafts = model.drafts(x_0.to(device), indices, window)
+        if drafts is None:
+            return None
+        made.append(drafts.frames.view(len(x_0), -1, *true.shape[2:]).cpu())
+    return torch.cat(made)
 
 
 def _quality(found: Tensor, true_sharpness: Tensor, with_ssim: bool) -> Quality:

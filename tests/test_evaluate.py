@@ -13,6 +13,7 @@ from fdm_cli.batch import Sampling
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.dataset import open_clips
 from fdm_cli.diffusion import Process
+from fdm_cli.draft import Alike
 from fdm_cli.errors import BadInput, RunFailed
 from fdm_cli.evaluate import held_out_clips, measure_bound, predict, real_statistics, roll_out
 from fdm_cli.unet import UNet
@@ -137,6 +138,22 @@ def test_the_prediction_is_what_the_rollout_makes():
     assert torch.equal(frames[:, :GIVEN], true[:, :GIVEN])
     error = (metrics.unit(frames) - metrics.unit(true))[:, GIVEN:].square().mean()
     assert found.model.psnr_all == pytest.approx(-10 * math.log10(float(error)), abs=1e-4)
+
+
+def test_the_draft_is_measured_where_there_is_one():
+    """As what it says of the given frames, in whatever batches."""
+    true = windows(3)
+    assert result(predict(checkpoint_of(), true, GIVEN, DDIM, seed=1, futures=1, max_batch=2))[0].draft is None
+    config = configuration.load_preset("micro", (*SETTINGS, "model.draft=motion"))
+    torch.manual_seed(0)
+    checkpoint = dataclasses.replace(checkpoint_of(UNet(config).eval()), config=config)
+    found, _ = result(predict(checkpoint, true, GIVEN, DDIM, seed=1, futures=1, max_batch=2))
+    observed = (torch.arange(6) < GIVEN).expand(3, -1)
+    with torch.no_grad():
+        drafts = checkpoint.model.draft(true, torch.arange(6).expand(3, -1), Alike.among(observed, ~observed))
+    error = (metrics.unit(drafts.frames) - metrics.unit(true[:, GIVEN:].flatten(0, 1))).square().mean()
+    assert found.draft.psnr_all == pytest.approx(-10 * math.log10(float(error)), abs=1e-4)
+    assert len(found.draft.psnr) == len(found.draft.sharpness) == 4
 
 
 def test_frames_that_are_too_small_have_no_ssim():

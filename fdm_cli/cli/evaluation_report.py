@@ -142,6 +142,8 @@ def prediction_lines(prediction: Prediction, given: int, clips: int, futures: in
     methods = {"model": prediction.model}
     if futures > 1:
         methods = {f"model, mean of {futures}": prediction.model, f"model, best of {futures}": prediction.best}
+    if prediction.draft is not None:
+        methods["draft, before sampling"] = prediction.draft
     methods |= {"copy of the last given frame": prediction.copy_last, "mean of given frames": prediction.mean_given}
     ahead = [f"+{frame}" for frame in range(1, horizon + 1)] if horizon <= 16 else ["+1", f"+{horizon}"]
     columns = range(horizon) if horizon <= 16 else (0, horizon - 1)
@@ -215,6 +217,8 @@ def draw(path: Path, prediction: Prediction | None, drift: Drifts | None, force:
         }  # fmt: skip
         if prediction.best.psnr == prediction.model.psnr:
             del methods["best"]
+        if prediction.draft is not None:
+            methods["draft"] = prediction.draft
         for name, words, real in (("psnr", "PSNR (dB)", None), ("ssim", "SSIM", None), ("sharpness", "sharpness", 1.0)):
             values = {method: getattr(quality, name) for method, quality in methods.items()}
             if all(line is not None for line in values.values()):
