@@ -219,6 +219,8 @@ class Config:
             )
         if self.training.weights == "draft" and self.model.draft == "none":
             raise BadInput("training.weights draft: the network has none", "--set model.draft=motion")
+        if self.training.weights == "draft" and min(self.model.window, self.data.clip_length) < 2:
+            raise BadInput("training.weights draft: windows of one frame observe nothing that could be moved on")
         if self.data.source == BUILT_IN:
             self.check_canvas()
 

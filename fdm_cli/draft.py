@@ -8,8 +8,8 @@ token then says how far its pixels have come by the time of each latent frame, a
 are added up where they arrive, as "splatting" does (Niklaus and Liu, "Softmax splatting for video frame
 interpolation", 2020, with weights of the same form).
 
-Not in FDM. It costs one pass a window, however many denoising steps there are, and is trained on its own, by its
-squared error. What it cannot know it blurs: it is a mean of futures, to be looked at, not a frame to be shown.
+Not in FDM. In sampling it costs one pass a window, however many denoising steps there are; it is trained on its own,
+by its squared error. What it cannot know it blurs: it is a mean of futures, to be looked at, not a frame to be shown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fdm_cli.config import ModelConfig
 BLOCKS = 8  # to a side of a frame
 UNITS = 4  # of length, to a side of a block: places and velocities are in these, whatever the size of a frame
 SHARE = 5 / 16  # of all blocks, those with most contrast, that are tokens
-CONTRAST = 0.1  # of a pixel to its frame's median, on a scale of 0 to 1, that makes its block one
+CONTRAST = 0.1  # of a pixel to the window's median, on a scale of 0 to 1, that makes its block one
 CHANNELS = 64
 HEADS = 4
 LAYERS = 4
@@ -74,7 +74,7 @@ class Drafts:
     """Of F latent frames, group after group.
 
     Attributes:
-        frames: (F, C, H, W), of the range of x_0; where nothing arrives, -1.
+        frames: (F, C, H, W), of the range of x_0; where nothing arrives, the median pixel of the observed frames.
         weight: (F, 1, H, W), a logarithm: how much arrived at each pixel.
         distance: (F,) int64, frames to the nearest observed one.
     """
@@ -125,7 +125,7 @@ class Draft(nn.Module):
         nn.init.normal_(self.move.weight, std=0.02)
         nn.init.zeros_(self.move.bias)
         self.nothing = nn.Parameter(torch.tensor(-3.0))  # the weight of what is empty, a logarithm
-        self.bright = nn.Parameter(torch.tensor(2.0))  # how much more a bright pixel counts
+        self.bright = nn.Parameter(torch.tensor(2.0))  # how much more a pixel counts that stands out
 
     @property
     def inner(self) -> list[nn.Module]:
@@ -165,9 +165,9 @@ class Draft(nn.Module):
         """The blocks with most contrast of (b, O, C, H, W) in [0, 1], whose places are (b, O)."""
         block = self.block
         with torch.no_grad():
-            grey = clips.mean(2)
-            median = grey.flatten(2).median(dim=2).values[:, :, None, None]
-            contrast = F.max_pool2d((grey - median).abs(), block).flatten(1)  # (b, O * blocks)
+            background = clips.transpose(1, 2).flatten(2).median(dim=2).values[:, None, :, None, None]
+            clips = clips - background
+            contrast = F.max_pool2d(clips.abs().amax(2), block).flatten(1)  # (b, O * blocks)
             count = math.ceil(contrast.shape[1] * SHARE)
             contrast, place = contrast.sort(dim=1, descending=True, stable=True)
             contrast, place = contrast[:, :count], place[:, :count]
@@ -184,7 +184,8 @@ class Draft(nn.Module):
                 x=x,
                 pixels=own.view(*place.shape, -1, block, block),
                 around=around,
-                evidence=self._evidence(grey, observed, frame, y, x),
+                evidence=self._evidence(clips.mean(2), observed, frame, y, x),
+                background=background[:, 0, :, 0, 0],
             )
 
     def _evidence(self, grey: Tensor, observed: Tensor, frame: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -201,10 +202,9 @@ class Draft(nn.Module):
             (b, N, neighbours * (velocities + 1)).
         """
         block, unit = self.block, self.block / UNITS
-        reach = math.ceil(3 * FASTEST * unit)  # further is taken for the edge
+        reach = math.ceil(3 * FASTEST * unit)  # what is further away is taken for the outermost place
         margins = (block // 2 + reach, 2 * block - 1 - block // 2 + reach) * 2
-        comparison = _low_frequencies(2 * block).to(grey.device)
-        maps = F.conv2d(F.pad(grey.flatten(0, 1)[:, None], margins), comparison)
+        maps = _low_frequencies(F.pad(grey.flatten(0, 1)[:, None], margins), 2 * block)
         side = maps.shape[2]
         maps = maps.permute(0, 2, 3, 1).flatten(0, 2)
         maps = maps / (maps.square().sum(1, keepdim=True).sqrt() + 0.1)
@@ -260,7 +260,7 @@ class Draft(nn.Module):
         )
         top, left = y.detach().floor(), x.detach().floor()
         # (b, N, 1, h, w) of a token, (b, N, L, h, w) of what it becomes.
-        grey = tokens.pixels.mean(2)[:, :, None]
+        grey = tokens.pixels.abs().mean(2)[:, :, None]
         counts = (weight[..., None, None] + self.bright * grey).clamp(-12, 12).exp()
         counts = counts * tokens.real[:, :, None, None, None]
         value = torch.stack([counts, *(counts * own[:, :, None] for own in tokens.pixels.unbind(2))], dim=-1)
@@ -278,6 +278,7 @@ class Draft(nn.Module):
         total, *channels = sums.unbind(-1)
         total = total + self.nothing.exp()
         frames = torch.stack([channel / total for channel in channels], dim=2)
+        frames = frames + tokens.background[:, None, :, None, None]
         return 2 * frames - 1, total.log()[:, :, None]
 
 
@@ -320,9 +321,10 @@ class _Tokens:
         time: (b, N) int64, where that frame is in the video.
         y: (b, N) int64, the first row, in pixels.
         x: (b, N) int64, the first column.
-        pixels: (b, N, C, block, block) in [0, 1].
+        pixels: (b, N, C, block, block), relative to the background, as is what lies around.
         around: (b, N, patch), with half a block on each side.
         evidence: (b, N, n), see `Draft._evidence`.
+        background: (b, C) in [0, 1], the median pixel of the observed frames.
     """
 
     real: Tensor
@@ -333,6 +335,7 @@ class _Tokens:
     pixels: Tensor
     around: Tensor
     evidence: Tensor
+    background: Tensor
 
 
 def _turned(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -347,9 +350,11 @@ def _of_places(values: Tensor, place: Tensor) -> Tensor:
     return values.gather(1, place[..., None].expand(-1, -1, values.shape[2]))
 
 
-def _low_frequencies(size: int) -> Tensor:
-    """(15, 1, size, size) orthonormal patterns: the lowest cosines of patches but the constant one."""
-    places = (torch.arange(size) + 0.5) / size
+def _low_frequencies(video: Tensor, size: int) -> Tensor:
+    """(F, 1, H, W) -> (F, n, H', W'): of every patch the n = 15 lowest cosines but the constant one; of 2 x 2 three."""
+    places = (torch.arange(size, device=video.device) + 0.5) / size
     waves = torch.stack([torch.cos(math.pi * places * number) for number in range(min(FREQUENCIES, size))])
     waves = waves / waves.norm(dim=1, keepdim=True)
-    return torch.einsum("ai,bj->abij", waves, waves).flatten(0, 1)[1:, None]
+    rows = F.conv2d(video, waves[:, None, :, None])
+    columns = waves.repeat(len(waves), 1)[:, None, None, :]
+    return F.conv2d(rows, columns, groups=len(waves))[:, 1:]

@@ -282,8 +282,9 @@ class TrainingStep(_Experiment):
     def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler) -> None:
         clips = self._clips(batch)
         frames = clips.latent.shape[1]
-        if training.weights == "draft":  # has the more to look at the more is observed
-            clips.observed[:, :-1], clips.latent[:, :-1] = True, False
+        if training.weights == "draft":  # of few frames most is needed where most are observed, of many where half are
+            observed = max(frames // 2, min(frames - 1, 12))
+            clips.observed[:, :observed], clips.latent[:, :observed] = True, False
         window = _ghost_window(self._ledger, batch, frames, frames, 2 * self.config.data.clip_length - 1)
         add_gradients(self._model.trained, self._process, clips, training, scaler, window)
 

@@ -254,6 +254,11 @@ class Trainer:
                     "--run names another folder for another network or process",
                 )
             if name not in MAY_CHANGE:
+                if name == "training.weights":
+                    raise BadInput(
+                        f"the run trained {before}, and its optimizer knows nothing of other weights",
+                        f"--init-from starts another run from it, with --set training.weights={now}",
+                    )
                 edited.append(f"{name} is {now} from here on, by config.yaml; it was {before}")
         for name, module in (("model", self.model), ("ema", self.ema.module)):
             refuse_mismatch(module.state_dict(), state[name], f"the checkpoint's {name} does not fit its configuration")

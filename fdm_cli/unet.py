@@ -298,7 +298,8 @@ class UNet(nn.Module):
             of_weight = model.patch_size**2
             self.of_draft = nn.Conv2d(patched + of_weight + FEATURES, width, 3, padding=1)
             zero_(self.of_draft)
-        self._leave(config.training.weights)
+        self._trains = config.training.weights
+        self._leave(self._trains)
         blocks = [self.middle_block, *self.output_blocks]
         self._last_attention = [m for b in blocks for m in b if isinstance(m, FactorizedAttention)][-1:]
         self._temporal_attentions = [module for module in self.modules() if isinstance(module, TemporalAttention)]
@@ -377,7 +378,7 @@ class UNet(nn.Module):
     @property
     def trained(self) -> nn.Module:
         """What a training step takes the loss of: itself, or its draft where that is what learns."""
-        return self.draft if self.draft is not None and self.draft.nothing.requires_grad else self
+        return self.draft if self.draft is not None and self._trains == "draft" else self
 
     def _leave(self, weights: str) -> None:
         """Leaves only the named weights to be trained: `all`, `patch_attention` or `draft`."""

@@ -105,10 +105,23 @@ def test_only_what_stands_out_is_a_token():
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.5])
-def test_frames_without_anything_in_them_give_empty_drafts(value):
+def test_frames_without_anything_in_them_give_drafts_of_their_background(value):
     drafts = made(draft_of(), torch.full((2, 3, 1, 32, 32), value), [0, 1, 2], [True, True, False])
-    assert torch.equal(drafts.frames, torch.full((2, 1, 32, 32), -1.0))
+    torch.testing.assert_close(drafts.frames, torch.full((2, 1, 32, 32), value))
     assert drafts.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("colours", [((1.0, 1.0, 1.0), (-1.0, -1.0, -1.0)), ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0))])
+def test_what_stands_out_may_be_dark_or_of_another_colour(colours):
+    """Black on white, blue on red, which are equally bright."""
+    background, colour = (torch.tensor(channels)[:, None, None] for channels in colours)
+    x_0 = background.expand(1, 3, 3, 32, 32).clone()
+    for time in range(3):
+        x_0[0, time, :, 12:18, 10 + time : 16 + time] = colour
+    draft = draft_of(channels=3)
+    says(draft, (0, 1))
+    drafts = made(draft, x_0, [0, 1, 2], [True, True, False])
+    torch.testing.assert_close(drafts.frames[None], x_0[:, 2:], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [8, 24, 40])
@@ -250,6 +263,8 @@ def test_it_learns_how_things_move():
 
 
 def test_bad_configurations():
+    with pytest.raises(BadInput, match="windows of one frame observe nothing"):
+        Config(model=ModelConfig(draft="motion", window=1), training=TrainingConfig(weights="draft"))
     with pytest.raises(BadInput, match=r"model\.draft needs a model\.image_size that is a multiple of 8, not 12"):
         ModelConfig(draft="motion", image_size=12, channel_mult=(1,), attention_resolutions=())
     with pytest.raises(BadInput, match=r"training\.weights draft: the network has none"):

@@ -155,6 +155,8 @@ def train(
         if not resume:
             refuse_random(config, None if start is None else start.checkpoint)
         ranks.clips_each(config.training.batch_size, config.training.accumulation)
+        if config.training.weights == "draft" and start is None and not resume:
+            output.note("only the draft is trained; the network stays random until another run takes it on from there")
         if start is not None:
             refuse_unfit(start.checkpoint, config, start.path)
             if remark := other_process(start.checkpoint, config):

@@ -96,6 +96,11 @@ def test_a_draft_is_trained_first_and_the_network_with_it_then(tmp_path):
     first = differing(tmp_path / "draft", 0, 3)
     assert first
     assert all(key.startswith("draft.") for key in first)
+    settings = tmp_path / "draft" / "config.yaml"
+    settings.write_text(settings.read_text().replace("weights: draft", "weights: all"))
+    done = fdm("train", "--resume", "--steps", 4, "--run", "draft", cwd=tmp_path, check=2)
+    assert "the run trained draft" in done.stderr
+    assert "--set training.weights=all" in done.stderr
     then = ("--set", "training.weights=all", "--steps", 2)
     done = fdm("train", "--init-from", "draft", *then, "--run", "both", cwd=tmp_path)
     assert "is new" not in done.stderr
