@@ -53,8 +53,8 @@ def clip_losses(
 def draft_losses(draft: nn.Module, process: Process, batch: Batch) -> Tensor:
     """(B,) float32: each clip's squared error of what the draft says of its latent frames, 0 where it observes nothing.
 
-    And the squared error of them blurred: of what has moved a little too far, as of what has moved too far, the places
-    have nothing in common. A mean of futures minimises all of these together.
+    And the squared error of them blurred: something thin that is a little off its place misses it as wholly as what is
+    far off; blurred, the two differ. A mean of futures minimises all of these together.
 
     Args:
         draft: a Draft, possibly wrapped.
@@ -64,15 +64,14 @@ def draft_losses(draft: nn.Module, process: Process, batch: Batch) -> Tensor:
     alike = Alike.among(batch.observed, batch.latent)
     drafts = draft(batch.x_0, batch.frame_indices, alike)
     places = torch.cat([batch.frame_indices.new_zeros(0), *(group.latent.flatten() for group in alike)])
-    clips, count = batch.latent.shape
-    true, frames = batch.x_0.flatten(0, 1).index_select(0, places), clips * count
+    true = batch.x_0.flatten(0, 1).index_select(0, places)
     error = process.normalised(drafts.frames) - process.normalised(true)
     each = error.square().mean((1, 2, 3))
     for shorter, weight in BLURS:
         half = max(1, error.shape[-1] // shorter)
         blurred = F.avg_pool2d(error, 2 * half + 1, stride=half, padding=half)
         each = each + weight * blurred.square().mean((1, 2, 3))
-    sums = each.new_zeros(frames).index_add(0, places, each).view(clips, count).sum(1)
+    sums = each.new_zeros(batch.latent.numel()).index_add(0, places, each).view_as(batch.latent).sum(1)
     return sums / batch.latent.sum(1)
 
 
