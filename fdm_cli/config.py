@@ -168,8 +168,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations (autocast); weights stay fp32
     activation_checkpointing: bool = False  # compute a block's activations again in the backward pass: less memory
     compile: bool = False  # torch.compile of the blocks: minutes at the start
-    # Those that are trained; the others stay as they are. `all` leaves out the draft, which has a loss of its own.
-    weights: Literal["all", "patch_attention", "draft"] = "all"
+    weights: Literal["all", "patch_attention", "draft"] = "all"  # those that are trained; the others stay as they are
     optimizer: Literal["adamw", "muon"] = "adamw"  # optimizer.py
     learning_rate: float = limits(1e-4, 1e-9, 1.0)
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0

@@ -8,8 +8,9 @@ token then says how far its pixels have come by the time of each latent frame, a
 are added up where they arrive, as "splatting" does (Niklaus and Liu, "Softmax splatting for video frame
 interpolation", 2020, with weights of the same form).
 
-Not in FDM. In sampling it costs one pass a window, however many denoising steps there are; it is trained on its own,
-by its squared error. What it cannot know it blurs: it is a mean of futures, to be looked at, not a frame to be shown.
+Not in FDM. In sampling it costs one pass a window, however many denoising steps there are; it is trained by a loss of
+its own, its squared error. What it cannot know it blurs: it is a mean of futures, to be looked at, not a frame to be
+shown.
 """
 
 from __future__ import annotations

@@ -9,35 +9,79 @@ from torch.amp.grad_scaler import GradScaler
 
 from fdm_cli.config import TrainingConfig
 from fdm_cli.diffusion import Process
-from fdm_cli.draft import Alike
+from fdm_cli.draft import Drafts
 from fdm_cli.training_batches import Batch
-from fdm_cli.unet import Window
+from fdm_cli.unet import UNet, Window
 
 FRAME_NUMBERS = 16  # of latent frames in a batch, that occur on a GPU
 BLURS = ((16, 0.3), (8, 0.9))  # of the loss of drafts: half the width is this part of a frame; the weight
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Losses(nn.Module):
+    """What is trained of a network, and its loss: what processes average the gradients of.
+
+    Args:
+        model: the network.
+        process: noises the clips and defines the loss.
+        training: what is trained, precision and loss weighting.
+    """
+
+    def __init__(self, model: UNet, process: Process, training: TrainingConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.process = process
+        self.training_config = training
+
+    def forward(self, batch: Batch, window: Window | None = None) -> tuple[Tensor, Tensor]:
+        """(B,) float32, the loss of each clip; and (B,), that of the draft that learns beside, or 0.
+
+        Args:
+            batch: on the model's device.
+            window: as for `UNet.forward`; made here when not given.
+        """
+        model, training = self.model, self.training_config
+        window = window or window_of(batch)
+        drafts, of_draft = None, batch.x_0.new_zeros(len(batch.x_0))
+        if model.draft is not None and training.weights in ("all", "draft"):
+            drafts = model.draft(batch.x_0, batch.frame_indices, window.alike)
+            of_draft = draft_losses(drafts, self.process, batch, window)
+            if training.weights == "draft":
+                return of_draft, torch.zeros_like(of_draft)
+        losses = clip_losses(model, self.process, batch, training.precision, window, drafts)
+        if training.loss_weighting != "none":
+            losses = losses * self.process.loss_weight(training.loss_weighting, batch.timestep)
+        return losses, of_draft
+
+
+def window_of(batch: Batch) -> Window:
+    """What the network needs to know of a batch's frames."""
+    # For every number of frames that it has not met, cuDNN plans its convolutions anew, which takes longer than they
+    # do: it shall meet few.
+    multiple = max(1, batch.latent.numel() // FRAME_NUMBERS) if batch.latent.is_cuda else 1
+    return Window.of(batch.frame_indices, batch.observed, batch.latent, multiple=multiple)
+
+
 def clip_losses(
-    model: nn.Module, process: Process, batch: Batch, precision: str = "fp32", window: Window | None = None
+    model: UNet,
+    process: Process,
+    batch: Batch,
+    precision: str,
+    window: Window,
+    drafts: Drafts | None = None,
 ) -> Tensor:
     """(B,) float32: each clip's squared error on its latent frames, see `Process.loss`.
 
     Args:
-        model: a UNet, possibly wrapped.
+        model: on its device.
         process: noises the batch and defines the loss.
         batch: on the model's device.
         precision: of the network's activations: `fp32`, `bf16` or `fp16`.
-        window: as for `UNet.forward`; made here when not given.
+        window: see `window_of`.
+        drafts: as for `UNet.forward`; made there when not given.
     """
     x_t = process.q_sample(batch.x_0, batch.timestep, batch.eps)
-    device, dtype = x_t.device.type, DTYPES[precision]
-    if window is None:
-        # For every number of frames that it has not met, cuDNN plans its convolutions anew, which takes longer than
-        # they do: it shall meet few.
-        multiple = max(1, batch.latent.numel() // FRAME_NUMBERS) if device == "cuda" else 1
-        window = Window.of(batch.frame_indices, batch.observed, batch.latent, multiple=multiple)
-    with torch.autocast(device, dtype, enabled=precision != "fp32"):
+    with torch.autocast(x_t.device.type, DTYPES[precision], enabled=precision != "fp32"):
         output = model(
             x_t,
             batch.timestep,
@@ -46,24 +90,24 @@ def clip_losses(
             observed_mask=batch.observed,
             latent_mask=batch.latent,
             window=window,
+            drafts=drafts,
         )
     return process.loss(batch.x_0, batch.timestep, batch.eps, output.float(), batch.latent)
 
 
-def draft_losses(draft: nn.Module, process: Process, batch: Batch) -> Tensor:
+def draft_losses(drafts: Drafts, process: Process, batch: Batch, window: Window) -> Tensor:
     """(B,) float32: each clip's squared error of what the draft says of its latent frames, 0 where it observes nothing.
 
     And the squared error of them blurred: something thin that is a little off its place misses it as wholly as what is
     far off; blurred, the two differ. A mean of futures minimises all of these together.
 
     Args:
-        draft: a Draft, possibly wrapped.
+        drafts: of the window's clips that observe something.
         process: says what a pixel is measured in.
-        batch: on the draft's device.
+        batch: on the drafts' device.
+        window: see `window_of`.
     """
-    alike = Alike.among(batch.observed, batch.latent)
-    drafts = draft(batch.x_0, batch.frame_indices, alike)
-    places = torch.cat([batch.frame_indices.new_zeros(0), *(group.latent.flatten() for group in alike)])
+    places = torch.cat([batch.frame_indices.new_zeros(0), *(group.latent.flatten() for group in window.alike)])
     true = batch.x_0.flatten(0, 1).index_select(0, places)
     error = process.normalised(drafts.frames) - process.normalised(true)
     each = error.square().mean((1, 2, 3))
@@ -76,33 +120,22 @@ def draft_losses(draft: nn.Module, process: Process, batch: Batch) -> Tensor:
 
 
 def add_gradients(
-    model: nn.Module,
-    process: Process,
-    batch: Batch,
-    training: TrainingConfig,
-    scaler: GradScaler,
-    window: Window | None = None,
+    losses: nn.Module, batch: Batch, accumulation: int, scaler: GradScaler, window: Window | None = None
 ) -> Tensor:
-    """Adds the gradients of one of the step's `training.accumulation` parts to those that are there.
+    """Adds the gradients of one of the step's parts to those that are there.
 
     Args:
-        model: what is trained of a UNet (`UNet.trained`), in training mode, possibly wrapped.
-        process: noises the batch and defines the loss.
+        losses: a Losses in training mode, possibly wrapped.
         batch: the part's clips, on the model's device.
-        training: precision, loss weighting and number of parts.
+        accumulation: how many parts a step has.
         scaler: scales the loss so that fp16 gradients do not vanish.
-        window: as for `UNet.forward`; made here when not given.
+        window: as for `Losses.forward`.
 
     Returns:
-        () float32, detached: the part's mean loss, unscaled. The mean over a step's parts is the step's loss, and its
-        gradient is what the parts leave behind together.
+        () float32, detached: the part's mean loss, unscaled and without the draft's. The mean over a step's parts is
+        the step's loss, and its gradient is what the parts leave behind together.
     """
-    if training.weights == "draft":
-        losses = draft_losses(model, process, batch)
-    else:
-        losses = clip_losses(model, process, batch, training.precision, window)
-        if training.loss_weighting != "none":
-            losses = losses * process.loss_weight(training.loss_weighting, batch.timestep)
-    loss = losses.mean()
-    scaler.scale(loss / training.accumulation).backward()  # type: ignore[no-untyped-call]
+    own, of_draft = losses(batch, window)
+    loss = own.mean()
+    scaler.scale((loss + of_draft.mean()) / accumulation).backward()
     return loss.detach()

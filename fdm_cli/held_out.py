@@ -16,7 +16,7 @@ from fdm_cli.config import Config
 from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.distributed import Ranks
-from fdm_cli.gradients import clip_losses, draft_losses
+from fdm_cli.gradients import Losses
 from fdm_cli.randomness import derive_seed
 from fdm_cli.training_batches import draw_batch
 from fdm_cli.unet import UNet
@@ -54,6 +54,7 @@ def measure(model: UNet, process: Process, config: Config, clips: Clips, at_once
     data = replace(config.data, masks="filled", first_clip_length=0, growth_steps=0)
     config = replace(config, data=data, training=replace(config.training, timestep_shift=1.0))
     timesteps = ((torch.arange(CLIPS) + 0.5) / CLIPS * process.timesteps).long()
+    of_clips = Losses(model, process, replace(config.training, loss_weighting="none"))
     losses = torch.zeros(CLIPS)
     starts = range(0, CLIPS, at_once)
     for start in starts[ranks.rank :: ranks.size]:
@@ -61,10 +62,6 @@ def measure(model: UNet, process: Process, config: Config, clips: Clips, at_once
         batch = draw_batch(config, clips, start, count, SEED)
         batch = replace(batch, timestep=timesteps[start : start + count]).to(device)
         with torch.inference_mode():
-            if config.training.weights == "draft":
-                own = draft_losses(model.trained, process, batch)
-            else:
-                own = clip_losses(model, process, batch, config.training.precision)
-            losses[start : start + count] = own.cpu()
+            losses[start : start + count] = of_clips(batch)[0].cpu()
     quartiles = (ranks.mean(losses) * ranks.size).view(4, -1).mean(1).tolist()
     return HeldOutLoss(sum(quartiles) / 4, tuple(quartiles))

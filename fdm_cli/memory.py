@@ -4,7 +4,8 @@ The real network, loss, autograd, autocast, optimizer and EMA run on ghosts (`gh
 counted. What holds:
 
 * For a training step every frame of every window is latent. That is the worst case: the decoder computes latent
-  frames only, so the masks that are drawn in training need at most this much.
+  frames only, so the masks that are drawn in training need at most this much. Only a draft that learns may need more
+  where many are observed: that is tried, too.
 * Operators and their saved results are those of a CPU, where the estimate agrees with what PyTorch's allocator
   reports (tests/test_memory.py). A GPU differs in the buffers that kernels take for themselves (cuDNN's workspace
   for a convolution, cuBLAS's) and in how attention over positions keeps its results: the memory-efficient and flash
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ from fdm_cli.config import Config, TrainingConfig
 from fdm_cli.diffusion import Process
 from fdm_cli.errors import FdmError
 from fdm_cli.ghost import Ledger, empty, haunt
-from fdm_cli.gradients import add_gradients
+from fdm_cli.gradients import Losses, add_gradients
 from fdm_cli.training_batches import Batch
 from fdm_cli.unet import UNet, Window
 
@@ -249,19 +250,20 @@ class TrainingStep(_Experiment):
         scaler = GradScaler("cpu", enabled=training.precision == "fp16")
         self._ledger.forget()
 
-        def step() -> None:
+        def step(observed: int) -> None:
             ahead = self._clips(batch)  # the next part's, made meanwhile
             # With more than one part the gradients of the first are there while the second is computed.
             for _ in range(min(training.accumulation, 2)):
-                self._part(batch, training, scaler)
+                self._part(batch, training, scaler, observed)
             scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._model.parameters(), training.gradient_clip)
             scaler.step(self._optimizer)
             self._ema.update_parameters(self._model)
             del ahead
 
-        _counted(step)
-        self._optimizer.zero_grad(set_to_none=True)
+        for observed in self._splits(training):
+            _counted(partial(step, observed))
+            self._optimizer.zero_grad(set_to_none=True)
         kept = self.gradients if self._ranks > 1 else 0
         return [alive + kept for alive in self._ledger.history]
 
@@ -279,14 +281,20 @@ class TrainingStep(_Experiment):
             eps=empty(ledger, *shape),
         )
 
-    def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler) -> None:
+    def _splits(self, training: TrainingConfig) -> list[int]:
+        """Numbers of observed frames where a step needs most: the network with none, a draft that learns with many."""
+        frames = min(self.config.model.window, self.config.data.clip_length)
+        of_network = [] if training.weights == "draft" else [0]
+        if self.config.model.draft == "none" or training.weights == "patch_attention":
+            return of_network
+        return [*of_network, max(frames // 2, min(frames - 1, 12))]
+
+    def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler, observed: int) -> None:
         clips = self._clips(batch)
         frames = clips.latent.shape[1]
-        if training.weights == "draft":  # of few frames most is needed where most are observed, of many where half are
-            observed = max(frames // 2, min(frames - 1, 12))
-            clips.observed[:, :observed], clips.latent[:, :observed] = True, False
-        window = _ghost_window(self._ledger, batch, frames, frames, 2 * self.config.data.clip_length - 1)
-        add_gradients(self._model.trained, self._process, clips, training, scaler, window)
+        window = _ghost_window(self._ledger, batch, frames, frames - observed, 2 * self.config.data.clip_length - 1)
+        losses = Losses(self._model, self._process, training)
+        add_gradients(losses.train(), clips, training.accumulation, scaler, window)
 
 
 class SamplingCall(_Experiment):

@@ -32,7 +32,7 @@ from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import Process
 from fdm_cli.distributed import ALONE, Ranks
 from fdm_cli.errors import BadInput, Interrupted, RunFailed
-from fdm_cli.gradients import add_gradients
+from fdm_cli.gradients import Losses, add_gradients
 from fdm_cli.held_out import HeldOutLoss
 from fdm_cli.preview import write_preview
 from fdm_cli.randomness import derive_seed
@@ -76,7 +76,8 @@ class StepStats:
 
     Attributes:
         step: counts from 1.
-        loss: mean over the batch of the (weighted) squared error on latent frames; the draft's, where that is trained.
+        loss: mean over the batch of the (weighted) squared error on latent frames; of the draft's where that alone
+            learns.
         gradient_norm: L2 norm before clipping.
         learning_rate: of this step.
         seconds: wall time of the step.
@@ -143,7 +144,7 @@ class Trainer:
         self.ema.eval()
         if training.compile:
             compile_blocks(self.model)
-        self.network = ranks.wrap(self.model.trained)
+        self.losses = ranks.wrap(Losses(self.model, self.process, training))
         self.batches = draw_ahead(self._draw, config, self.clips_at_once, device)
 
     def _draw(self, number: int) -> Batch:
@@ -165,9 +166,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.network.train()
+        self.losses.train()
         parts = training.accumulation
-        alone = self.network.no_sync if isinstance(self.network, DistributedDataParallel) else nullcontext
+        alone = self.losses.no_sync if isinstance(self.losses, DistributedDataParallel) else nullcontext
         losses = []
         for number in range(parts):
             part = self.batches(self.step * parts + number).to(self.device)
@@ -194,7 +195,7 @@ class Trainer:
 
     def _add_gradients(self, part: Batch) -> Tensor:
         with explained("--set training.compile=false"):
-            return add_gradients(self.network, self.process, part, self.config.training, self.scaler)
+            return add_gradients(self.losses, part, self.config.training.accumulation, self.scaler)
 
     def is_bad(self, loss: float, gradient_norm: float) -> bool:
         """Whether something is wrong with a step; that fp16 gradients overflow while their scale is found is normal."""
@@ -294,17 +295,17 @@ def added(start: Checkpoint, config: Config) -> list[str]:
 
 
 def refuse_random(config: Config, start: Checkpoint | None) -> None:
-    """Raises BadInput where weights that are not trained would stay random: nothing is worth training beside them."""
-    weights = config.training.weights
-    if weights == "patch_attention" and start is None:
+    """Raises BadInput where patch attention would learn beside weights that stay random: that is worth nothing."""
+    if config.training.weights != "patch_attention":
+        return
+    if start is None:
         raise BadInput(
             "training.weights patch_attention: the other weights would stay as random as they are",
             "--init-from names the checkpoint that has them",
         )
-    drafts = start is not None and start.config.model.draft != "none"
-    if weights != "draft" and config.model.draft != "none" and not drafts:
+    if "draft" in added(start, config):
         raise BadInput(
-            f"training.weights {weights}: the draft would stay as random as it is",
+            "training.weights patch_attention: the draft would stay as random as it is",
             "train it first, --set training.weights=draft, and --init-from that run",
         )
 

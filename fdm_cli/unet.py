@@ -298,8 +298,7 @@ class UNet(nn.Module):
             of_weight = model.patch_size**2
             self.of_draft = nn.Conv2d(patched + of_weight + FEATURES, width, 3, padding=1)
             zero_(self.of_draft)
-        self._trains = config.training.weights
-        self._leave(self._trains)
+        self._leave(config.training.weights)
         blocks = [self.middle_block, *self.output_blocks]
         self._last_attention = [m for b in blocks for m in b if isinstance(m, FactorizedAttention)][-1:]
         self._temporal_attentions = [module for module in self.modules() if isinstance(module, TemporalAttention)]
@@ -375,24 +374,16 @@ class UNet(nn.Module):
             output = self.patch_attention(output, x_t, x_0, timestep, conditions.activated, window.alike)
         return output
 
-    @property
-    def trained(self) -> nn.Module:
-        """What a training step takes the loss of: itself, or its draft where that is what learns."""
-        return self.draft if self.draft is not None and self._trains == "draft" else self
-
     def _leave(self, weights: str) -> None:
         """Leaves only the named weights to be trained: `all`, `patch_attention` or `draft`."""
         self.requires_grad_(weights == "all")
         if self.patch_attention is not None:
             self.patch_attention.requires_grad_(weights != "draft")
         if self.draft is not None:
-            self.draft.requires_grad_(weights == "draft")
+            self.draft.requires_grad_(weights != "patch_attention")
 
     def drafts(self, x_0: Tensor, frame_indices: Tensor, window: Window) -> Drafts | None:
-        """What is made of the observed frames alone, the same for all timesteps; None where nothing is.
-
-        Nothing is learnt through it: a draft has a loss of its own.
-        """
+        """What is made of the observed frames alone, the same for all timesteps; None where nothing is."""
         if self.draft is None or not window.alike:
             return None
         with torch.no_grad():
@@ -400,13 +391,16 @@ class UNet(nn.Module):
         return made
 
     def _told(self, h: Tensor, drafts: Drafts | None, window: Window) -> Tensor:
-        """The first features of all frames, told what the drafts show of theirs."""
-        if drafts is None:
+        """The first features of all frames, told what the drafts show of theirs.
+
+        The draft learns nothing through it: it has a loss of its own.
+        """
+        if drafts is None or not window.alike:
             if not torch.is_grad_enabled():
                 return h
             # Processes that train together wait for the gradients of all weights, if only to hear that they are 0.
             return h + 0 * sum(parameter.sum() for parameter in self.of_draft.parameters())
-        shown = torch.cat([normalised(drafts.frames, self.diffusion), drafts.weight / 4], dim=1)
+        shown = torch.cat([normalised(drafts.frames, self.diffusion), drafts.weight / 4], dim=1).detach()
         shown = F.pixel_unshuffle(shown, self.config.patch_size)
         distance = features(drafts.distance.float())[:, :, None, None].expand(-1, -1, *shown.shape[2:])
         told: Tensor = self.of_draft(torch.cat([shown, distance], dim=1))

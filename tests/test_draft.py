@@ -7,7 +7,7 @@ from fdm_cli.config import Config, DiffusionConfig, ModelConfig, TrainingConfig
 from fdm_cli.diffusion import Process
 from fdm_cli.draft import NEIGHBOURS, SPEEDS, Alike, Draft
 from fdm_cli.errors import BadInput
-from fdm_cli.gradients import BLURS, draft_losses
+from fdm_cli.gradients import BLURS, Losses, draft_losses, window_of
 from fdm_cli.training_batches import Batch
 from fdm_cli.unet import UNet, Window
 from tests.networks import randomise
@@ -35,6 +35,21 @@ def says(draft: Draft, velocity) -> None:
         draft.move.weight.zero_()
         draft.move.bias.copy_(torch.tensor([*velocity, 0.0]))
         draft.nothing.fill_(-30)
+
+
+def batch_of(data) -> Batch:
+    return Batch(
+        data["x_0"], data["frame_indices"], data["observed_mask"], data["latent_mask"], data["timestep"], data["x_t"]
+    )
+
+
+def losses_of(draft, process, batch):
+    window = window_of(batch)
+    return draft_losses(draft(batch.x_0, batch.frame_indices, window.alike), process, batch, window)
+
+
+def losses(model, batch, **training):
+    return Losses(model, Process(model.diffusion), TrainingConfig(**training))(batch)
 
 
 def made(draft, x_0, frames, observed):
@@ -193,31 +208,34 @@ def test_drafts_that_are_made_once_give_what_each_call_makes():
     [("draft", "draft."), ("patch_attention", "patch_attention."), ("all", "")],
 )
 def test_what_is_trained(weights, trained):
-    """A draft by its own loss or not at all."""
     model = drafted(weights=weights, patch_attention="observed")
-    data = inputs()
-    batch = Batch(
-        data["x_0"], data["frame_indices"], data["observed_mask"], data["latent_mask"], data["timestep"], data["x_t"]
-    )
-    if weights == "draft":
-        draft_losses(model.trained, Process(model.diffusion), batch).mean().backward()
-    else:
-        assert model.trained is model
-        call(model, data).square().sum().backward()
+    own, of_draft = losses(model, batch_of(inputs()), weights=weights)
+    (own + of_draft).mean().backward()
     for name, parameter in model.named_parameters():
-        expected = name.startswith(trained) and (weights == "draft" or not name.startswith("draft."))
-        assert (parameter.grad is not None) == expected, name
+        assert (parameter.grad is not None) == name.startswith(trained), name
+
+
+def test_a_draft_that_learns_beside_the_network_learns_from_its_own_loss():
+    """And what the network says is the same as of a draft that stays as it is."""
+    model, batch = drafted(), batch_of(inputs())
+    own, of_draft = losses(model, batch)
+    alone, nothing = losses(model, batch, weights="draft")
+    assert torch.equal(of_draft, alone)
+    assert not nothing.any()
+    assert torch.equal(own, losses(model, batch, weights="patch_attention")[0])
+    draft = dict(model.draft.named_parameters())
+    of_own = torch.autograd.grad(own.mean(), [model.of_draft.weight, *draft.values()], allow_unused=True)
+    assert of_own[0].any()
+    assert of_own[1:] == (None,) * len(draft)
+    assert all(gradient.any() for gradient in torch.autograd.grad(of_draft.mean(), list(draft.values())))
 
 
 def test_losses_are_the_squared_error_sharp_and_blurred():
     draft, data = draft_of(16), inputs()
     randomise(draft)
     process = Process(DiffusionConfig(data_mean=-0.5, data_std=0.4))
-    batch = Batch(
-        data["x_0"], data["frame_indices"], data["observed_mask"], data["latent_mask"], data["timestep"], data["x_t"]
-    )
     with torch.no_grad():
-        losses = draft_losses(draft, process, batch)
+        losses = losses_of(draft, process, batch_of(data))
         for clip in range(2):
             alike = Alike.among(data["observed_mask"][clip : clip + 1], data["latent_mask"][clip : clip + 1])
             frames = draft(data["x_0"][clip : clip + 1], data["frame_indices"][clip : clip + 1], alike).frames
@@ -233,15 +251,14 @@ def test_losses_are_the_squared_error_sharp_and_blurred():
     assert losses[2] == 0  # observes nothing
 
 
-def test_clips_that_observe_nothing_give_zero_gradients():
+@pytest.mark.parametrize("weights", ["draft", "all"])
+def test_clips_that_observe_nothing_give_zero_gradients(weights):
     """Not none: processes that train together wait for them."""
-    model, data = drafted(weights="draft"), inputs()
-    own = {key: value[2:] for key, value in data.items()}
-    batch = Batch(
-        own["x_0"], own["frame_indices"], own["observed_mask"], own["latent_mask"], own["timestep"], own["x_t"]
-    )
-    draft_losses(model.trained, Process(model.diffusion), batch).mean().backward()
-    assert all(not parameter.grad.any() for parameter in model.trained.parameters())
+    model, data = drafted(weights=weights), inputs()
+    own, of_draft = losses(model, batch_of({key: value[2:] for key, value in data.items()}), weights=weights)
+    (own + of_draft).mean().backward()
+    told = [] if weights == "draft" else list(model.of_draft.parameters())
+    assert all(not parameter.grad.any() for parameter in [*told, *model.draft.parameters()])
 
 
 @pytest.mark.slow
@@ -254,7 +271,7 @@ def test_it_learns_how_things_move():
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        draft_losses(draft, process, batch).mean().backward()
+        losses_of(draft, process, batch).mean().backward()
         optimizer.step()
     frames = made(draft, x_0, list(range(6)), [True] * 3 + [False] * 3).frames.view(4, 3, 1, 32, 32)
     error, still = ((guess - x_0[:, 3:]).square().mean((1, 2, 3, 4)) for guess in (frames, x_0[:, 2:3]))

@@ -12,6 +12,8 @@ from tests.networks import randomise
 class Guess(torch.nn.Module):
     """Says zero everywhere."""
 
+    draft = None
+
     def __init__(self):
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(()))
