@@ -175,6 +175,7 @@ class TrainingConfig:
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`
     timestep_shift: float = limits(1.0, 0.1, 10.0)  # above 1: more on much noise, `training_batches.draw_timestep`
     loss_weighting: Literal["none", "min-snr", "x_0"] = "none"  # by timestep: Process.loss_weight
+    observed_blur: float = limits(0.0, 0.0, 1.0)  # of observed frames at most, `training_batches.blurred`
     adam_epsilon: float = limits(1e-8, 1e-16, 1.0)  # AdamW: gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)
     gradient_clip: float = limits(1.0, 1e-6, 1e6)  # largest L2 norm of all gradients together

@@ -52,7 +52,7 @@ def measure(model: UNet, process: Process, config: Config, clips: Clips, at_once
     device = next(model.parameters()).device
     # As in sampling, no window has padding; and clips have their full length at every step of the training.
     data = replace(config.data, masks="filled", first_clip_length=0, growth_steps=0)
-    config = replace(config, data=data, training=replace(config.training, timestep_shift=1.0))
+    config = replace(config, data=data, training=replace(config.training, timestep_shift=1.0, observed_blur=0.0))
     timesteps = ((torch.arange(CLIPS) + 0.5) / CLIPS * process.timesteps).long()
     of_clips = Losses(model, process, replace(config.training, loss_weighting="none"))
     losses = torch.zeros(CLIPS)

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -70,15 +71,19 @@ class Batch:
 def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
     """Clips number `first_number`, `first_number` + 1, ... of the endless stream that the seed stands for.
 
-    Each clip is a function of the seed and its number alone: the window, the clip, the timestep and the noise are
-    drawn from its generator, in this order.
+    Each clip is a function of the seed and its number alone: the window, the clip, the timestep, the noise and how much
+    the observed frames are blurred are drawn from its generator, in this order.
+
+    In a long video the observed frames are the network's own, a little softer than real ones. One that has learnt from
+    real ones alone hands that on, and each window adds to it; blurred ones teach it to make sharp frames of soft ones
+    (conditioning augmentation: Ho et al., "Cascaded diffusion models for high fidelity image generation", 2021).
     """
     data, model = config.data, config.model
-    batch_size = config.training.batch_size
+    batch_size, most_blur = config.training.batch_size, config.training.observed_blur
     # All windows of a batch have as many frames, whichever step their clips belong to.
     places = min(model.window, data.spanned(first_number // batch_size))
     eps = torch.empty(size, places, model.image_channels, model.image_size, model.image_size)
-    videos, windows, timesteps = [], [], []
+    videos, windows, timesteps, blurs = [], [], [], []
     for place in range(size):
         draws = generator(seed, "clip", first_number + place)
         spanned = data.spanned((first_number + place) // batch_size)
@@ -88,14 +93,27 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
         windows.append(window)
         timesteps.append(draw_timestep(config, draws))
         eps[place].normal_(generator=draws)
+        if most_blur:
+            blurs.append(most_blur * torch.rand((), generator=draws))
+    x_0, observed = video.to_model(np.concatenate(videos)).view_as(eps), torch.stack([w.observed for w in windows])
+    if most_blur:
+        x_0[observed] = blurred(x_0[observed], torch.stack(blurs).repeat_interleave(observed.sum(1)))
     return Batch(
-        x_0=video.to_model(np.concatenate(videos)).view_as(eps),
+        x_0=x_0,
         frame_indices=torch.stack([window.frame_indices for window in windows]),
-        observed=torch.stack([window.observed for window in windows]),
+        observed=observed,
         latent=torch.stack([window.latent for window in windows]),
         timestep=torch.tensor(timesteps),
         eps=eps,
     )
+
+
+def blurred(frames: Tensor, share: Tensor) -> Tensor:
+    """Frames (n, C, H, W) mixed with themselves blurred by (1, 2, 1) / 4 along both axes, of which `share` (n,) is."""
+    padded = F.pad(frames, (1, 1, 1, 1), mode="replicate")
+    rows = (padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4
+    soft = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
+    return frames.lerp(soft, share[:, None, None, None])
 
 
 def draw_timestep(config: Config, generator: torch.Generator) -> int:

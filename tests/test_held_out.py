@@ -52,6 +52,7 @@ def test_it_is_the_same_for_every_seed_masks_and_number_of_clips_at_once():
         measure(model, 64, "training.seed=7"),
         measure(model, 5, "data.masks=filled"),
         measure(model, 16, "training.timestep_shift=3"),
+        measure(model, 16, "training.observed_blur=1"),
         measure(model, 16, *growing),
     ):
         assert torch.allclose(torch.tensor(again.quartiles), torch.tensor(first.quartiles), rtol=1e-4)

@@ -17,9 +17,31 @@ from fdm_cli.signals import StopSignals
 from fdm_cli.training_batches import Ahead, AheadInProcesses, draw_batch, draw_timestep
 
 
+def test_only_observed_frames_are_blurred_each_clip_by_a_share_of_its_own():
+    plain, soft = (
+        draw_batch(config, open_clips(config), 0, 16, 0)
+        for config in (configuration.load_preset("micro", [f"training.observed_blur={most}"]) for most in (0, 0.8))
+    )
+    for name in ("frame_indices", "observed", "latent", "timestep", "eps"):
+        assert torch.equal(getattr(soft, name), getattr(plain, name))
+    assert torch.equal(soft.x_0[~plain.observed], plain.x_0[~plain.observed])
+    kernel = (torch.tensor([1.0, 2.0, 1.0]) / 4).outer(torch.tensor([1.0, 2.0, 1.0]) / 4)[None, None]
+    shares = []
+    for before, after, observed in zip(plain.x_0, soft.x_0, plain.observed, strict=True):
+        if observed.any():
+            most = torch.nn.functional.conv2d(before[observed] + 1, kernel, padding=1) - 1 - before[observed]
+            change = after[observed] - before[observed]
+            inner = (..., slice(1, -1), slice(1, -1))
+            share = float((change * most)[inner].sum() / most[inner].square().sum())
+            torch.testing.assert_close(change[inner], share * most[inner], rtol=0, atol=1e-5)
+            shares.append(share)
+    assert 0 <= min(shares) < 0.2
+    assert 0.6 < max(shares) <= 0.8
+
+
 @pytest.mark.parametrize("masks", ["paper", "filled", "continued"])
 def test_a_clip_belongs_to_its_number_not_to_its_batch(masks):
-    config = configuration.load_preset("micro", [f"data.masks={masks}"])
+    config = configuration.load_preset("micro", [f"data.masks={masks}", "training.observed_blur=0.5"])
     clips = open_clips(config)
     four, two = (draw_batch(config, clips, first, size, 3) for first, size in ((8, 4), (10, 2)))
     for name, tensor in vars(four).items():
