@@ -31,7 +31,7 @@ class Losses(nn.Module):
         super().__init__()
         self.model = model
         self.process = process
-        self.training_config = training
+        self.config = training
 
     def forward(self, batch: Batch, window: Window | None = None) -> tuple[Tensor, Tensor]:
         """(B,) float32, the loss of each clip; and (B,), that of the draft that learns beside, or 0.
@@ -40,7 +40,7 @@ class Losses(nn.Module):
             batch: on the model's device.
             window: as for `UNet.forward`; made here when not given.
         """
-        model, training = self.model, self.training_config
+        model, training = self.model, self.config
         window = window or window_of(batch)
         drafts, of_draft = None, batch.x_0.new_zeros(len(batch.x_0))
         if model.draft is not None and training.weights in ("all", "draft"):

@@ -235,7 +235,7 @@ def test_losses_are_the_squared_error_sharp_and_blurred():
     randomise(draft)
     process = Process(DiffusionConfig(data_mean=-0.5, data_std=0.4))
     with torch.no_grad():
-        losses = losses_of(draft, process, batch_of(data))
+        found = losses_of(draft, process, batch_of(data))
         for clip in range(2):
             alike = Alike.among(data["observed_mask"][clip : clip + 1], data["latent_mask"][clip : clip + 1])
             frames = draft(data["x_0"][clip : clip + 1], data["frame_indices"][clip : clip + 1], alike).frames
@@ -247,8 +247,8 @@ def test_losses_are_the_squared_error_sharp_and_blurred():
                 padded = torch.nn.functional.pad(error, (half,) * 4)
                 means = padded.unfold(2, size, half).unfold(3, size, half).mean((-1, -2))
                 expected = expected + weight * means.square().mean()
-            torch.testing.assert_close(losses[clip], expected, rtol=1e-4, atol=1e-5)
-    assert losses[2] == 0  # observes nothing
+            torch.testing.assert_close(found[clip], expected, rtol=1e-4, atol=1e-5)
+    assert found[2] == 0  # observes nothing
 
 
 @pytest.mark.parametrize("weights", ["draft", "all"])
