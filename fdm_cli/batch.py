@@ -19,6 +19,7 @@ from torch import Tensor
 from fdm_cli import samplers
 from fdm_cli.checkpoint import Checkpoint
 from fdm_cli.diffusion import Process
+from fdm_cli.errors import BadInput
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
 from fdm_cli.randomness import generator
@@ -56,8 +57,11 @@ class Sampling:
         """A sampler by its name, over `steps` of T timesteps, or the sampler's own number of them.
 
         Raises:
-            BadInput: unknown sampler, or an eta that it does not have; more steps than timesteps.
+            BadInput: unknown sampler, or an eta that it does not have; more steps than timesteps; a rescaling without
+                guidance.
         """
+        if rescale and guidance == 1:
+            raise BadInput(f"--guidance-rescale {rescale:g} needs guidance, and there is none", "--guidance 2")
         step = samplers.make(sampler, eta)
         steps = steps or min(samplers.DEFAULT_STEPS[sampler], timesteps)
         return Sampling(step, samplers.choose_timesteps(timesteps, steps, shift), guidance, shift, rescale)

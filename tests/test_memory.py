@@ -120,7 +120,7 @@ def test_of_a_draft_that_is_trained_the_estimate_is_of_the_split_that_needs_most
      ("draft=motion", 8)],
 )  # fmt: skip
 def test_the_estimate_of_a_network_call_is_what_the_allocator_reports(latent, added):
-    config = config_of("moving-mnist-small", f"model.{added}")
+    config = config_of("moving-mnist-small", "model.draft=none", "model.patch_attention=none", f"model.{added}")
     call = SamplingCall(config, 16, latent)
     model = UNet(config).eval()
     is_latent = (torch.arange(16) >= 16 - latent).expand(4, -1)

@@ -50,8 +50,10 @@ def test_every_parameter_is_in_one_group_and_matrices_are_hidden_weights(preset)
     left = {names[id(parameter)] for parameter in rest if parameter.ndim > 1}
     first_and_last = {"input_blocks.0.0.weight", "out.2.weight"}
     assert first_and_last <= left
-    assert all("embed_distances" in name or "embedding" in name for name in left - first_and_last)
-    assert sum(map(torch.numel, matrices)) > 0.95 * sum(map(torch.numel, model.parameters()))
+    added = ("patch_attention.", "draft.", "of_draft.")  # of the draft's layers: below
+    left = {name for name in left - first_and_last if not name.startswith(added)}
+    assert all("embed_distances" in name or "embedding" in name for name in left)
+    assert sum(map(torch.numel, matrices)) > 0.9 * sum(map(torch.numel, model.parameters()))
 
 
 def test_of_a_draft_the_layers_between_are_matrices():

@@ -23,6 +23,9 @@ from fdm_cli.trainer import Trainer
 from fdm_cli.video import to_model
 
 BASE = [
+    "model.draft=none",
+    "model.patch_attention=none",
+    "training.observed_blur=0",
     "data.clip_length=18",
     "data.first_clip_length=0",
     "data.growth_steps=0",
@@ -51,6 +54,8 @@ VARIANTS = {
     "batch-16": ["training.batch_size=16"],
     "clip-160": ["data.clip_length=160"],
     "patch-attention": ["model.patch_attention=observed"],
+    "draft": ["model.draft=motion"],
+    "both": ["model.draft=motion", "model.patch_attention=observed"],
 }
 GIVEN, CLIPS = 8, 64
 NOISE = 0.2  # deviation of the noise that is to be taken away, of pixels in [0, 1]

@@ -100,8 +100,8 @@ def evaluate(
     sampling_steps: options.SamplingSteps = None,
     eta: options.Eta = 0.0,
     timestep_shift: options.TimestepShift = None,
-    guidance: options.Guidance = None,
-    guidance_rescale: options.GuidanceRescale = None,
+    guidance: options.Guidance = 1.0,
+    guidance_rescale: options.GuidanceRescale = 0.0,
     max_batch: options.MaxBatch = None,
     embedding: options.Embedding = "pixels",
     plot: Annotated[
@@ -138,8 +138,8 @@ def evaluate(
         if parts == ("bound",):
             raise BadInput("--plot draws prediction and drift, --only leaves out both")
     model_file = options.model_file(checkpoint, output)
-    weight, shift = options.guidance_weight(guidance, checkpoint), options.spacing(timestep_shift, checkpoint, sampler)
-    rescale = 0.0 if parts == ("bound",) else options.guidance_rescale(guidance_rescale, weight, checkpoint)
+    shift = options.spacing(timestep_shift, checkpoint, sampler)
+    rescale = 0.0 if parts == ("bound",) else guidance_rescale
 
     from fdm_cli import diversity, samplers
     from fdm_cli import evaluate as evaluation
@@ -173,7 +173,7 @@ def evaluate(
     setting = measuring.Setting(
         checkpoint=model,
         clips=held_out,
-        sampling=Sampling.of(sampler, sampling_steps, weight, model.process.timesteps, eta, shift, rescale),
+        sampling=Sampling.of(sampler, sampling_steps, guidance, model.process.timesteps, eta, shift, rescale),
         seed=seed,
         given=given,
         max_batch=max_batch,
@@ -211,7 +211,7 @@ def evaluate(
         "sampling_steps": len(setting.sampling.timesteps),
         "eta": eta,
         "timestep_shift": shift,
-        "guidance": weight,
+        "guidance": guidance,
         "guidance_rescale": rescale,
     }
     facts: dict[str, Any] = {

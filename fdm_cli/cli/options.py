@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from fdm_cli.batch import Sampling
 
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
-# What a model gains by them depends on how good it is: README.md has the tables for this one.
-BUNDLED_GUIDANCE, BUNDLED_RESCALE, BUNDLED_SHIFT = 2.0, 0.75, 1.75
+BUNDLED_SHIFT = 1.75  # what a model gains by a shift depends on how good it is
 
 
 @dataclass
@@ -83,28 +82,6 @@ def model_file(option: Path | None, output: Output) -> Path:
 def _is_bundled(checkpoint: Path | None) -> bool:
     """Whether it is the bundled model, named or not."""
     return checkpoint is None or checkpoint.absolute() == BUNDLED_MODEL.absolute()
-
-
-def guidance_weight(option: float | None, checkpoint: Path | None) -> float:
-    """What `--guidance` says; else the plain model, or what suits the bundled one."""
-    if option is not None:
-        return option
-    return BUNDLED_GUIDANCE if _is_bundled(checkpoint) else 1.0
-
-
-def guidance_rescale(option: float | None, weight: float, checkpoint: Path | None) -> float:
-    """What `--guidance-rescale` says; else none, or what suits the bundled model.
-
-    Raises:
-        BadInput: asked for without guidance.
-    """
-    if weight == 1:
-        if option:
-            raise BadInput(f"--guidance-rescale {option:g} needs guidance, and there is none", "--guidance 2")
-        return 0.0
-    if option is not None:
-        return option
-    return BUNDLED_RESCALE if _is_bundled(checkpoint) else 0.0
 
 
 def spacing(option: float | None, checkpoint: Path | None, sampler: str) -> float:
@@ -238,24 +215,23 @@ TimestepShift = Annotated[
     ),
 ]
 Guidance = Annotated[
-    float | None,
+    float,
     typer.Option(
         "--guidance",
         metavar="W",
         min=0.0,
         max=20.0,
-        help=f"Weight of observed frames; default: 1, the plain model; {BUNDLED_GUIDANCE:g} with the bundled one.",
+        help="Weight of observed frames: 1 is the plain model, more follows them more closely.",
     ),
 ]
 GuidanceRescale = Annotated[
-    float | None,
+    float,
     typer.Option(
         "--guidance-rescale",
         metavar="PHI",
         min=0.0,
         max=1.0,
-        help="How far a guided frame gets the contrast back that it has without guidance, 0 to 1; "
-        f"default: 0; {BUNDLED_RESCALE:g} with the bundled model.",
+        help="How far a guided frame gets the contrast back that it has without guidance.",
     ),
 ]
 MaxBatch = Annotated[

@@ -45,8 +45,8 @@ class Request:
     sampling_steps: int | None
     eta: float
     timestep_shift: float | None
-    guidance: float | None
-    guidance_rescale: float | None
+    guidance: float
+    guidance_rescale: float
     max_batch: int | None
     output: Path | None
     fps: float | None
@@ -168,15 +168,14 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
     warn_of_reach(plan, checkpoint.clip_length, output)
     warn_of_blind(plan, output)
     warn_of_window(plan, model.window, output)
-    weight = options.guidance_weight(request.guidance, request.checkpoint)
     sampling = batch.Sampling.of(
         request.sampler,
         request.sampling_steps,
-        weight,
+        request.guidance,
         checkpoint.process.timesteps,
         request.eta,
         options.spacing(request.timestep_shift, request.checkpoint, request.sampler),
-        options.guidance_rescale(request.guidance_rescale, weight, request.checkpoint),
+        request.guidance_rescale,
     )
     budget = memory_report.sampling_budget(request.memory_budget, checkpoint, device)
     # What is free differs from process to process; how the work is divided into batches must not.

@@ -77,7 +77,7 @@ def test_another_number_of_processes_goes_on(alone, tmp_path):
     run = tmp_path / "run"
     every = ("--set", "training.held_out_every=6")
     fdm(*MICRO, *every, "--steps", 5, "--run", run)
-    finish(torchrun(4, "train", "--run-dir", run, "--resume", "--steps", 9))
+    finish(torchrun(2, "train", "--run-dir", run, "--resume", "--steps", 9))
     fdm("train", "--run", run, "--resume", "--steps", 12)
     assert_close(run, alone)
 

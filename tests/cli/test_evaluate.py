@@ -102,7 +102,7 @@ def test_rescaled_guidance_predicts_something_else(evaluate):
 @pytest.mark.slow
 def test_what_is_done_is_shown_though_the_rest_is_stopped(micro_weights, tmp_path):
     process = Command(
-        "evaluate", "--checkpoint", micro_weights, *FAST, "--only", "bound,drift", "--length", 120, cwd=tmp_path
+        "evaluate", "--checkpoint", micro_weights, *FAST, "--only", "bound,drift", "--length", 48, cwd=tmp_path
     )
     said = ""
     while "drift of" not in said and process.poll() is None:
