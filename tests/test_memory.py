@@ -79,7 +79,9 @@ def test_the_estimate_is_what_the_allocator_reports(preset, sets):
     config = config_of(preset, *sets)
     step = TrainingStep(config)
     estimate = step.peak(config.training.batch_size // step.parts) - step.parameters - step.optimizer - step.ema
-    real = real_peak(config)
+    # What looks at observed frames needs the most where there are few of them, or many.
+    splits = (1, config.model.window - 1) if config.model.draft != "none" else (None,)
+    real = max(real_peak(config, latent_frames=latent) for latent in splits)
     print(f"{preset} {' '.join(sets)}: estimate {estimate / 1e6:.1f} MB, allocator {real / 1e6:.1f} MB")
     assert estimate == pytest.approx(real, rel=0.1)
 
