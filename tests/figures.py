@@ -5,8 +5,6 @@ Options are those of `fdm evaluate`, or of `fdm sample` where nothing but pictur
 samplers   prediction against network calls a window, for each sampler (docs/samplers.png)
 schemes    drift, windows, waves, network calls and seconds of every shipped scheme
 guidance   prediction and drift for several weights and rescalings
-steps      drift with fewer new frames a window
-paces      every tenth frame of a video with each number of them (docs/steps.png)
 weights    every tenth frame of a video with each of them (docs/guidance.png)
 pictures   every tenth frame of a video by each scheme (docs/schemes.png)
 seeds      every tenth frame of eight videos by `autoregressive` and by `keyframes`, to look at (docs/*.png)
@@ -39,7 +37,6 @@ SAMPLERS = {
 GREY = (130, 130, 130)
 COLOURS = {"ancestral": (40, 44, 52), "ddim": (31, 119, 180), "dpm-solver++": (214, 83, 14)}
 GUIDANCE = ((1, 0), (1.25, 0), (1.5, 0), (1.5, 0.75), (2, 0), (2, 0.75))  # weight and rescaling
-STEPS = (8, 6, 4, 2)  # new frames a window
 DOCS = Path("docs")
 CLIP = "tests/data/two-digits.gif"
 GIVEN = {"ends": 8, "last": 8, "spread": 16}  # its frames, where a scheme needs some
@@ -124,26 +121,6 @@ def guided(row: tuple[float, float]) -> dict:
     return evaluate("--only", "prediction,drift", *options)
 
 
-def steps() -> None:
-    """Drift of `autoregressive` with fewer new frames a window."""
-    head("new frames a window", "windows", "network calls", *(f"{name}, last / real" for name in STATISTICS))
-    for step, made in zip(STEPS, side_by_side(STEPS, stepped), strict=True):
-        (found,) = made["drift"]["schemes"].values()
-        ratios = (f"{found[statistic]['ratio']:.2f}" for statistic in STATISTICS)
-        row(step, found["calls"], found["network_calls"], *ratios)
-
-
-def stepped(step: int) -> dict:
-    """Drift with a step."""
-    return evaluate("--only", "drift", "--step", step, "--threads", 1)
-
-
-def paces() -> None:
-    """One seed with every number of new frames."""
-    rows = {f"{step} new frames a window": videos("sample", "--step", step)[0] for step in STEPS}
-    sheet(DOCS / "steps.png", rows)
-
-
 def weights() -> None:
     """One seed with every weight and rescaling."""
     rows = {
@@ -198,7 +175,7 @@ def seeds() -> None:
         sheet(DOCS / f"{name}.png", {f"{name} {number}": video for number, video in enumerate(made, 1)})
 
 
-PARTS = {part.__name__: part for part in (samplers, schemes, guidance, steps, paces, weights, pictures, seeds)}
+PARTS = {part.__name__: part for part in (samplers, schemes, guidance, weights, pictures, seeds)}
 
 if __name__ == "__main__":
     if not PARTS.keys() & sys.argv[1:2]:

@@ -73,5 +73,6 @@ def test_it_is_what_is_used_when_no_checkpoint_is_given(command, tmp_path):
     ]
     result = json.loads(done.stdout)
     assert (result["checkpoint"], result["frames"]) == (str(BUNDLED_MODEL), 18)
-    assert result["timestep_shift"] == BUNDLED_SHIFT
+    settings = (result["guidance"], result["guidance_rescale"], result["timestep_shift"])
+    assert settings == (1, 0, BUNDLED_SHIFT)
     assert np.load(tmp_path / "out.npz")["frames"].shape == (18, 32, 32, 1)

@@ -51,9 +51,10 @@ def test_every_parameter_is_in_one_group_and_matrices_are_hidden_weights(preset)
     first_and_last = {"input_blocks.0.0.weight", "out.2.weight"}
     assert first_and_last <= left
     added = ("patch_attention.", "draft.", "of_draft.")  # of the draft's layers: below
-    left = {name for name in left - first_and_last if not name.startswith(added)}
-    assert all("embed_distances" in name or "embedding" in name for name in left)
-    assert sum(map(torch.numel, matrices)) > 0.9 * sum(map(torch.numel, model.parameters()))
+    own = {name for name in names.values() if not name.startswith(added)}
+    assert all("embed_distances" in name or "embedding" in name for name in (left & own) - first_and_last)
+    sizes = [parameter.numel() for parameter in matrices if names[id(parameter)] in own]
+    assert sum(sizes) > 0.95 * sum(model.get_parameter(name).numel() for name in own)
 
 
 def test_of_a_draft_the_layers_between_are_matrices():
