@@ -23,7 +23,7 @@ from fdm_cli.errors import BadInput
 from fdm_cli.frame_store import FrameStore
 from fdm_cli.plan import Plan, Stage
 from fdm_cli.randomness import generator
-from fdm_cli.unet import Window
+from fdm_cli.window import Window
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fdm_cli.attention import SpatialAttention, TemporalAttention
+from fdm_cli.blocks import Conditions, ResidualBlock
 from fdm_cli.errors import RunFailed
-from fdm_cli.unet import Conditions, ResidualBlock, UNet
+from fdm_cli.unet import UNet
 
 MOST_GRAPHS = 64  # of one kind of block; PyTorch's 8 are too few for a network of four resolutions
 

@@ -55,7 +55,7 @@ class DataConfig:
     clip_length: int = limits(30, 1, 100_000)  # N, frames; schemes that reach further are out of distribution
     first_clip_length: int = limits(0, 0, 100_000)  # frames that windows span at the first step; 0: as at the last
     growth_steps: int = limits(0, 0, 1_000_000_000)  # over which that grows to clip_length, by equal factors
-    masks: Literal["paper", "filled", "continued"] = "paper"  # how training windows are drawn: masks.sample_masks
+    masks: Literal["paper", "filled", "continued", "started"] = "paper"  # how windows are drawn: masks.sample_masks
     strict: bool = False  # an unreadable file is an error instead of being left out
     moving_mnist: MovingMnistConfig = MovingMnistConfig()
 
@@ -105,7 +105,7 @@ class ModelConfig:
     temporal_bias: Literal["none", "learned"] = "none"  # learned: heads begin with a distance each: TemporalBias
     positions: Literal["none", "learned"] = "none"  # learned: the network is told where in the frame each position is
     draft: Literal["none", "motion"] = "none"  # motion: is told where the blocks of observed frames have gone: Draft
-    patch_attention: Literal["none", "observed"] = "none"  # observed: looks for patches in the observed: PatchAttention
+    patch_attention: Literal["none", "observed", "all"] = "none"  # frames searched for patches: PatchAttention
 
     @property
     def patch_block(self) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fdm_cli.attention import zero_
 from fdm_cli.config import ModelConfig
+from fdm_cli.window import Alike
 
 BLOCKS = 8  # to a side of a frame
 UNITS = 4  # of length, to a side of a block: places and velocities are in these, whatever the size of a frame
@@ -38,36 +39,6 @@ FASTEST = 1.8  # units a frame, along an axis
 NEIGHBOURS = (-3, -2, -1, 1, 2, 3)  # among the observed frames, that a token's velocity is read from
 FREQUENCIES = 4  # of a patch, along an axis, that are compared
 FORGETTING = 0.2  # of a token's say with each frame that it is away, at first
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Clips with equally many observed and equally many latent frames; places among the B * K frames of a call.
-
-    Attributes:
-        clips: (b,) int64.
-        observed: (b, O) int64.
-        latent: (b, L) int64.
-    """
-
-    clips: Tensor
-    observed: Tensor
-    latent: Tensor
-
-    @staticmethod
-    def among(observed: Tensor, latent: Tensor) -> list[Alike]:
-        """All clips of (B, K) bool masks that have both kinds of frames."""
-        counts = torch.stack([observed.sum(1), latent.sum(1)], dim=1)
-        kinds, kind_of_clip = torch.unique(counts, dim=0, return_inverse=True)
-        places = torch.arange(observed.numel(), device=observed.device).view_as(observed)
-        groups = []
-        for number, (of_observed, of_latent) in enumerate(kinds.tolist()):
-            if of_observed and of_latent:
-                clips = (kind_of_clip == number).nonzero().squeeze(1)
-                own = places[clips]
-                found = (own[mask[clips]].view(len(clips), -1) for mask in (observed, latent))
-                groups.append(Alike(clips, *found))
-        return groups
 
 
 @dataclass(frozen=True)

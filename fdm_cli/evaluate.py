@@ -29,8 +29,8 @@ from fdm_cli.frechet import VideoFeatures
 from fdm_cli.metrics import unit
 from fdm_cli.plan import Plan
 from fdm_cli.randomness import derive_seed, generator
-from fdm_cli.unet import Window
 from fdm_cli.video import to_model
+from fdm_cli.window import Window
 
 ENDS = 10  # frames at the beginning and at the end of a rollout that are compared
 AT_ONCE = 512  # frames of a real clip that are measured together: a long one needs no room for copies of all

@@ -11,7 +11,8 @@ from fdm_cli.config import TrainingConfig
 from fdm_cli.diffusion import Process
 from fdm_cli.draft import Drafts
 from fdm_cli.training_batches import Batch
-from fdm_cli.unet import UNet, Window
+from fdm_cli.unet import UNet
+from fdm_cli.window import Window
 
 FRAME_NUMBERS = 16  # of latent frames in a batch, that occur on a GPU
 BLURS = ((16, 0.3), (8, 0.9))  # of the loss of drafts: half the width is this part of a frame; the weight

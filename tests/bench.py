@@ -101,7 +101,8 @@ def compare_with_plain(name: str, calls: int, steps: int) -> None:
 
     from fdm_cli.config import Config, ModelConfig
     from fdm_cli.diffusion import Process
-    from fdm_cli.unet import UNet, Window
+    from fdm_cli.unet import UNet
+    from fdm_cli.window import Window
     from tests.oracle import OracleUNet
     from tests.reference import ARCHITECTURES
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from fdm_cli.attention import Distances, TemporalBias
+from fdm_cli.blocks import Conditions, Positions, ResidualBlock
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig, load_preset
-from fdm_cli.unet import Conditions, Positions, ResidualBlock, UNet, Window
+from fdm_cli.unet import UNet
+from fdm_cli.window import Window
 from tests.bench import flops
 from tests.networks import randomise
 from tests.oracle import OracleUNet

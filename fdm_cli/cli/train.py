@@ -162,7 +162,8 @@ def train(
             if remark := other_process(start.checkpoint, config):
                 output.warn(remark)
             for part in added(start.checkpoint, config):
-                output.note(f"model.{part} is new to these weights: it begins with changing nothing")
+                begins = "as with observed frames" if "=" in part else "with changing nothing"
+                output.note(f"model.{part} is new to these weights: it begins {begins}")
         job = _Job(
             config=config,
             folder=RunFolder(path),
