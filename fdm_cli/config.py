@@ -55,7 +55,7 @@ class DataConfig:
     clip_length: int = limits(30, 1, 100_000)  # N, frames; schemes that reach further are out of distribution
     first_clip_length: int = limits(0, 0, 100_000)  # frames that windows span at the first step; 0: as at the last
     growth_steps: int = limits(0, 0, 1_000_000_000)  # over which that grows to clip_length, by equal factors
-    masks: Literal["paper", "filled", "continued", "started"] = "paper"  # how windows are drawn: masks.sample_masks
+    masks: Literal["paper", "filled", "continued"] = "paper"  # how training windows are drawn: masks.sample_masks
     strict: bool = False  # an unreadable file is an error instead of being left out
     moving_mnist: MovingMnistConfig = MovingMnistConfig()
 
@@ -105,7 +105,7 @@ class ModelConfig:
     temporal_bias: Literal["none", "learned"] = "none"  # learned: heads begin with a distance each: TemporalBias
     positions: Literal["none", "learned"] = "none"  # learned: the network is told where in the frame each position is
     draft: Literal["none", "motion"] = "none"  # motion: is told where the blocks of observed frames have gone: Draft
-    patch_attention: Literal["none", "observed", "all"] = "none"  # frames searched for patches: PatchAttention
+    patch_attention: Literal["none", "observed"] = "none"  # observed: looks for patches in the observed: PatchAttention
 
     @property
     def patch_block(self) -> int:
@@ -175,6 +175,7 @@ class TrainingConfig:
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up; the others fall to 0 at `steps`
     timestep_shift: float = limits(1.0, 0.1, 10.0)  # above 1: more on much noise, `training_batches.draw_timestep`
     loss_weighting: Literal["none", "min-snr", "x_0"] = "none"  # by timestep: Process.loss_weight
+    single_frames: int = limits(0, 0, 4096)  # of a clip's latent frames, that are learnt alone, too: `single_losses`
     observed_blur: float = limits(0.0, 0.0, 1.0)  # of observed frames at most, `training_batches.blurred`
     adam_epsilon: float = limits(1e-8, 1e-16, 1.0)  # AdamW: gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)

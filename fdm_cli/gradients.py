@@ -15,6 +15,7 @@ from fdm_cli.unet import UNet
 from fdm_cli.window import Window
 
 FRAME_NUMBERS = 16  # of latent frames in a batch, that occur on a GPU
+OF_SINGLES = 0.5  # weight of their loss beside that of their clips
 BLURS = ((16, 0.3), (8, 0.9))  # of the loss of drafts: half the width is this part of a frame; the weight
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,7 +36,7 @@ class Losses(nn.Module):
         self.config = training
 
     def forward(self, batch: Batch, window: Window | None = None) -> tuple[Tensor, Tensor]:
-        """(B,) float32, the loss of each clip; and (B,), that of the draft that learns beside, or 0.
+        """(B,) float32, the loss of each clip; and (B,), what is learnt beside: by the draft, of single frames.
 
         Args:
             batch: on the model's device.
@@ -43,16 +44,20 @@ class Losses(nn.Module):
         """
         model, training = self.model, self.config
         window = window or window_of(batch)
-        drafts, of_draft = None, batch.x_0.new_zeros(len(batch.x_0))
+        drafts, beside = None, batch.x_0.new_zeros(len(batch.x_0))
         if model.draft is not None and training.weights in ("all", "draft"):
             drafts = model.draft(batch.x_0, batch.frame_indices, window.alike)
-            of_draft = draft_losses(drafts, self.process, batch, window)
+            beside = draft_losses(drafts, self.process, batch, window)
             if training.weights == "draft":
-                return of_draft, torch.zeros_like(of_draft)
+                return beside, torch.zeros_like(beside)
         losses = clip_losses(model, self.process, batch, training.precision, window, drafts)
+        weight = torch.ones_like(losses)
         if training.loss_weighting != "none":
-            losses = losses * self.process.loss_weight(training.loss_weighting, batch.timestep)
-        return losses, of_draft
+            weight = self.process.loss_weight(training.loss_weighting, batch.timestep)
+        if training.single_frames and training.weights == "all":
+            singles = single_losses(model, self.process, batch, training.precision, training.single_frames)
+            beside = beside + OF_SINGLES * weight * singles
+        return weight * losses, beside
 
 
 def window_of(batch: Batch) -> Window:
@@ -96,6 +101,39 @@ def clip_losses(
     return process.loss(batch.x_0, batch.timestep, batch.eps, output.float(), batch.latent)
 
 
+def single_losses(model: UNet, process: Process, batch: Batch, precision: str, number: int) -> Tensor:
+    """(B,) float32: the mean squared error of latent frames of each clip in windows of their own; 0 without any.
+
+    What is made from nothing can begin with one frame, a window that no other draw of masks has: all others have K.
+
+    Args:
+        model: on its device.
+        process: noises the frames as in their clip and defines the loss.
+        batch: on the model's device.
+        precision: as for `clip_losses`.
+        number: of places in each clip, as far apart as can be, whose frames are taken if they are latent.
+    """
+    clips, count = batch.latent.shape
+    number = min(number, count)
+    taken = torch.zeros_like(batch.latent)
+    taken[:, torch.arange(number, device=taken.device) * count // number] = True
+    clip, place = (taken & batch.latent).nonzero(as_tuple=True)
+    sums = batch.x_0.new_zeros(clips)
+    if not len(clip):
+        return sums
+    latent = torch.ones(len(clip), 1, dtype=torch.bool, device=clip.device)
+    singles = Batch(
+        x_0=batch.x_0[clip, place][:, None],
+        frame_indices=batch.frame_indices[clip, place][:, None],
+        observed=~latent,
+        latent=latent,
+        timestep=batch.timestep[clip],
+        eps=batch.eps[clip, place][:, None],
+    )
+    losses = clip_losses(model, process, singles, precision, window_of(singles))
+    return sums.index_add(0, clip, losses) / torch.bincount(clip, minlength=clips).clamp(min=1)
+
+
 def draft_losses(drafts: Drafts, process: Process, batch: Batch, window: Window) -> Tensor:
     """(B,) float32: each clip's squared error of what the draft says of its latent frames, 0 where it observes nothing.
 
@@ -133,10 +171,10 @@ def add_gradients(
         window: as for `Losses.forward`.
 
     Returns:
-        () float32, detached: the part's mean loss, unscaled and without the draft's. The mean over a step's parts is
-        the step's loss, and its gradient is what the parts leave behind together.
+        () float32, detached: the part's mean loss, unscaled and without what is learnt beside. The mean over a step's
+        parts is the step's loss, and its gradient is what the parts leave behind together.
     """
-    own, of_draft = losses(batch, window)
+    own, beside = losses(batch, window)
     loss = own.mean()
-    scaler.scale((loss + of_draft.mean()) / accumulation).backward()
+    scaler.scale((loss + beside.mean()) / accumulation).backward()
     return loss.detach()

@@ -2,8 +2,7 @@
 
 The training distribution of FDM (arXiv 2205.11495, algorithm 3 of the appendix): groups of evenly spaced
 frames; the first group is latent, each further one observed or latent with even odds. `filled` is the same
-without padding; `continued` mixes it with windows whose first frames are observed and whose others follow, `started`
-with such windows and with some that nothing comes before.
+without padding; `continued` mixes it with windows whose first frames are observed and whose others follow.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Masks = Literal["paper", "filled", "continued", "started"]
+Masks = Literal["paper", "filled", "continued"]
 
 DRAWS_AT_ONCE = 64  # a call of torch for each number would take longer than the rest
 
@@ -51,29 +50,22 @@ def sample_masks(clip_length: int, window: int, generator: torch.Generator, mask
     observed; with even odds these are neighbours, else their spacing is drawn like that of any group. To continue what
     is known is what most calls of most schemes do, and where motion is learnt; of `filled` windows few ask for it.
 
-    `started` is `continued`, but of the windows of one group, with even odds, nothing is observed. So do the first
-    windows of all schemes begin, and of `filled` windows next to none are one group.
-
     The others end also when every place is taken, by chance or because N <= K. Observed and latent frames come first,
     in the video's order. With K = 16 and N = 30 a window has on average, observed, latent, padding: `paper` 2.3, 10.7,
-    3.0 (61 % of the windows observe nothing), `filled` 3.7, 12.3, 0 (37 %), `continued` 5.9, 10.1, 0 (18 %), `started`
-    3.9, 12.1, 0 (43 %).
+    3.0 (61 % of the windows observe nothing), `filled` 3.7, 12.3, 0 (37 %), `continued` 5.9, 10.1, 0 (18 %).
 
     Args:
         clip_length: N.
         window: K; a clip of fewer frames gives a window of N.
         generator: source of all draws.
-        masks: `paper`, `filled`, `continued` or `started`.
+        masks: `paper`, `filled` or `continued`.
     """
     places = min(window, clip_length)
     uniform = _uniforms(generator)
-    if masks in ("continued", "started") and places > 1 and next(uniform) < 0.5:
+    if masks == "continued" and places > 1 and next(uniform) < 0.5:
         spacing = 1.0 if next(uniform) < 0.5 else _draw_spacing(clip_length, places, uniform)
         group = torch.tensor(_evenly_spaced(clip_length, places, spacing, uniform))
-        seen = 1 + int(next(uniform) * (places - 1))
-        if masks == "started" and next(uniform) < 0.5:
-            seen = 0
-        observed = torch.arange(places) < seen
+        observed = torch.arange(places) < 1 + int(next(uniform) * (places - 1))
         return WindowMasks(group, observed, ~observed)
     role: dict[int, bool] = {}  # frame -> is latent
     while len(role) < places:

@@ -293,8 +293,7 @@ class TrainingStep(_Experiment):
     def _part(self, batch: int, training: TrainingConfig, scaler: GradScaler, observed: int) -> None:
         clips = self._clips(batch)
         frames = clips.latent.shape[1]
-        most = 2 * self.config.data.clip_length - 1
-        window = _ghost_window(self.config, self._ledger, batch, frames, frames - observed, most)
+        window = _ghost_window(self._ledger, batch, frames, frames - observed, 2 * self.config.data.clip_length - 1)
         losses = Losses(self._model, self._process, training)
         add_gradients(losses.train(), clips, training.accumulation, scaler, window)
 
@@ -337,7 +336,7 @@ class SamplingCall(_Experiment):
             latent = torch.arange(self._frames) >= self._frames - self._latent
             masks = {"observed_mask": ~latent.expand(batch, -1), "latent_mask": latent.expand(batch, -1)}
             indices = torch.arange(self._frames).expand(batch, -1)
-            window = _ghost_window(self._config, ledger, batch, self._frames, self._latent, self._distances)
+            window = _ghost_window(ledger, batch, self._frames, self._latent, self._distances)
 
             def denoise(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
                 return self._model(x_t, timestep, x_0=x_0, frame_indices=indices, **masks, window=window)
@@ -439,15 +438,13 @@ def _ghost_model(config: Config, ledger: Ledger) -> UNet:
     return model
 
 
-def _ghost_window(config: Config, ledger: Ledger, batch: int, frames: int, latent: int, most_distances: int) -> Window:
+def _ghost_window(ledger: Ledger, batch: int, frames: int, latent: int, most_distances: int) -> Window:
     """A window as `Window.of` makes it, with as many different distances between frames as there can be."""
     distances = batch * min(frames * (frames - 1) + 1, most_distances)
     places = torch.arange(frames).expand(batch, -1)
-    # Patch attention needs the most for many latent frames: where all may be latent and they do not ask each other, one
-    # is observed besides.
-    least = 0 if config.model.patch_attention == "all" else 1
     return Window(
-        observed=places < (frames - latent or least),
+        # Where all may be latent, one is observed besides: patch attention needs the most for many latent ones.
+        observed=places < (frames - latent or 1),
         latent=places >= frames - latent,
         allowed=empty(ledger, batch, frames, frames, dtype=torch.bool),
         distances=Distances(

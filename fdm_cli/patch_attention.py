@@ -4,8 +4,7 @@ The factorized network hands on what a thing looks like through maps of few posi
 attention and from frame to frame by temporal attention. Of its sharp edges little arrives: a small network draws
 something similar anew, and in a long video things turn into others. Here the network's own estimate of a latent frame
 asks where its patches occur in the observed frames, at every pixel, as non-local means does (Buades, Coll, Morel,
-"A non-local algorithm for image denoising", 2005), and convolutions decide what to make of what was found. Where
-nothing is observed, the estimates of other latent frames can be asked, so that all show the same things.
+"A non-local algorithm for image denoising", 2005), and convolutions decide what to make of what was found.
 
 Not in FDM. It starts as the identity, so it can be added to a network that is already trained.
 """
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from fdm_cli.attention import zero_
 from fdm_cli.config import ModelConfig
 from fdm_cli.diffusion import Process
-from fdm_cli.window import Alike, Window
+from fdm_cli.window import Alike
 
 MARGINS = (2, 4)  # pixels around a block that belong to the patches that are compared: one head for each
 FEATURES = 32  # of a patch
@@ -40,9 +39,6 @@ class PatchAttention(nn.Module):
         found(p) = sum_q softmax_q(-s |f(p) - f(q)|^2) content(q)
 
     What was found, the estimate, x_t and the output go through four convolutions over the blocks of a frame.
-
-    With `model.patch_attention` "all", the frames of a clip that observes nothing do so among each other: of those that
-    are asked, the estimates answer. A learned vector, added to the timestep embedding, tells that it is so.
 
     Args:
         config: of the network.
@@ -66,7 +62,6 @@ class PatchAttention(nn.Module):
             self.sharpness.bias.copy_((SHARPNESS / torch.tensor(sizes)).log())
         self.first = nn.Conv2d(FEATURES * (len(MARGINS) + 2) + pixels, WIDTH, 1)
         self.of_time = nn.Linear(embedding, 2 * WIDTH)
-        self.alone = nn.Parameter(torch.zeros(embedding)) if config.patch_attention == "all" else None
         self.second = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.third = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.last = nn.Conv2d(WIDTH, pixels, 3, padding=1)
@@ -81,15 +76,9 @@ class PatchAttention(nn.Module):
         return layer
 
     def forward(
-        self,
-        output: Tensor,
-        x_t: Tensor,
-        x_0: Tensor,
-        timestep: Tensor,
-        activated: Tensor,
-        window: Window,
+        self, output: Tensor, x_t: Tensor, x_0: Tensor, timestep: Tensor, activated: Tensor, alike: Sequence[Alike]
     ) -> Tensor:
-        """The output, changed on the latent frames of clips that observe something; with "all", on all that can ask.
+        """The output, changed on the latent frames of clips that have observed ones.
 
         Args:
             output: (B, K, C, H, W) of the network.
@@ -97,10 +86,9 @@ class PatchAttention(nn.Module):
             x_0: (B, K, C, H, W) in [-1, 1], used on observed frames.
             timestep: (B,) int64.
             activated: (B, E) SiLU of the timestep embedding.
-            window: the frames of the call.
+            alike: the clips, see `Alike.among`.
         """
-        asking = window.alike if self.alone is None else [*window.alike, *window.alone]
-        if not asking:
+        if not alike:
             if not torch.is_grad_enabled():
                 return output
             # Processes that train together wait for the gradients of all weights, if only to hear that they are 0.
@@ -108,19 +96,15 @@ class PatchAttention(nn.Module):
         # Differences of squares: too fine for half precision.
         with torch.autocast(output.device.type, enabled=False):
             output, activated = output.float(), activated.float()
-            if self.alone is not None:
-                activated = activated + self.alone * ~window.observed.any(1, keepdim=True)
-            latent = torch.cat([group.latent.flatten() for group in asking])
-            clip = torch.cat([group.clips.repeat_interleave(group.latent.shape[1]) for group in asking])
+            latent = torch.cat([group.latent.flatten() for group in alike])
+            clip = torch.cat([group.clips.repeat_interleave(group.latent.shape[1]) for group in alike])
             # Nothing is learnt through the estimate: for eps it would be the loss many times over at high noise.
             estimate = self.process.predict_x_0(x_t, timestep, output.detach()).clamp(-1, 1)
-            estimate = self.process.normalised(estimate)
-            is_observed = window.observed[:, :, None, None, None]
-            sources = torch.where(is_observed, self.process.normalised(x_0), estimate)
-            own = estimate.flatten(0, 1).index_select(0, latent)
+            estimate, clean = (self.process.normalised(video).flatten(0, 1) for video in (estimate, x_0))
+            asking = estimate.index_select(0, latent)
             noisy, drawn = (video.flatten(0, 1).index_select(0, latent) for video in (x_t, output))
-            found = self._found(own, sources.flatten(0, 1), self.sharpness(activated).exp(), asking)
-            own, own_noisy = (self._blocks(self.content, video, MARGINS[0]) for video in (own, noisy))
+            found = self._found(asking, clean, self.sharpness(activated).exp(), alike)
+            own, own_noisy = (self._blocks(self.content, video, MARGINS[0]) for video in (asking, noisy))
             news = found - own.repeat(1, len(MARGINS), 1, 1)
             h = self.first(torch.cat([news, own, own_noisy, F.pixel_unshuffle(drawn, self.block)], dim=1))
             scale, shift = self.of_time(activated).index_select(0, clip)[:, :, None, None].chunk(2, dim=1)
@@ -131,33 +115,28 @@ class PatchAttention(nn.Module):
             change = F.pixel_shuffle(self.last(F.silu(h)), self.block)
             return output.flatten(0, 1).index_add(0, latent, change).view_as(output)
 
-    def _found(self, estimate: Tensor, sources: Tensor, sharpness: Tensor, asking: Sequence[Alike]) -> Tensor:
+    def _found(self, asking: Tensor, clean: Tensor, sharpness: Tensor, alike: Sequence[Alike]) -> Tensor:
         """(F, heads * features, H / block, W / block) for the F latent frames (F, C, H, W).
 
         Args:
-            estimate: theirs, group after group.
-            sources: (B * K, C, H, W), observed frames and estimates.
+            asking: their estimates, group after group.
+            clean: (B * K, C, H, W).
             sharpness: (B, heads).
-            asking: the groups.
+            alike: the groups.
         """
-        queries = torch.stack([self._blocks(layer, estimate, margin) for layer, margin in self._comparisons()], dim=1)
+        queries = torch.stack([self._blocks(layer, asking, margin) for layer, margin in self._comparisons()], dim=1)
         heads, height, width = queries.shape[1], *queries.shape[3:]
         found = []
-        for group, own in zip(asking, torch.split(queries, [group.latent.numel() for group in asking]), strict=True):
+        for group, own in zip(alike, torch.split(queries, [group.latent.numel() for group in alike]), strict=True):
             clips, frames = group.latent.shape
             # -s |p - q|^2 up to what is the same for all q: s (2 p . q - |q|^2).
             s = sharpness.index_select(0, group.clips)[:, :, None, None]
             p = own.view(clips, frames, heads, -1, height * width).permute(0, 2, 1, 4, 3).flatten(2, 3)
             p = torch.cat([2 * s * p, -s.expand(-1, -1, p.shape[2], -1)], dim=-1)  # (b, heads, L * blocks, f)
-            asked, place = torch.unique(
-                group.observed, return_inverse=True
-            )  # frames that several ask are looked at once
-            asked, place = sources.index_select(0, asked), place.flatten()
-            q = torch.stack(
-                [self._tokens(layer, asked, margin, place, clips) for layer, margin in self._comparisons()], dim=1
-            )
+            sources = clean.index_select(0, group.observed.flatten())
+            q = torch.stack([self._tokens(layer, sources, margin, clips) for layer, margin in self._comparisons()], 1)
             q = torch.cat([q, q.square().sum(-1, keepdim=True)], dim=-1)  # (b, heads, O * pixels, f)
-            v = self._tokens(self.content, asked, MARGINS[0], place, clips)[:, None].expand_as(q)
+            v = self._tokens(self.content, sources, MARGINS[0], clips)[:, None].expand_as(q)
             h = F.scaled_dot_product_attention(p, q, v, scale=1.0)
             h = h.view(clips, heads, frames, height, width, -1).permute(0, 2, 1, 5, 3, 4)
             found.append(h.reshape(clips * frames, -1, height, width))
@@ -171,11 +150,8 @@ class PatchAttention(nn.Module):
         padded = F.pad(video, (margin,) * 4, mode="replicate")
         return F.conv2d(padded, cast(nn.Conv2d, layer).weight, stride=self.block)
 
-    def _tokens(self, layer: nn.Module, video: Tensor, margin: int, place: Tensor, clips: int) -> Tensor:
-        """The features (b, frames * H * W, f) of patches, one for each pixel, which is the first of a block.
-
-        Of the frames of (F, C, H, W) that `place`, (b * frames,), names.
-        """
+    def _tokens(self, layer: nn.Module, video: Tensor, margin: int, clips: int) -> Tensor:
+        """The features (b, frames * H * W, f) of patches, one for each pixel, which is the first of a block."""
         after = margin + self.block - 1
         maps: Tensor = layer(F.pad(video, (margin, after, margin, after), mode="replicate"))
-        return maps.permute(0, 2, 3, 1).index_select(0, place).reshape(clips, -1, maps.shape[1])
+        return maps.permute(0, 2, 3, 1).reshape(clips, -1, maps.shape[1])

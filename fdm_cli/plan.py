@@ -119,6 +119,7 @@ class Plan:
         length: N, in frames.
         window: K, the most frames of any stage.
         step: new frames per stage where the scheme's rules ask for it.
+        begin: frames that the first window begins with; None when it is made at once, or frames are given.
         given: the frames that exist beforehand, as half-open ranges, sorted and apart.
         closed: time is a circle; an observed frame may stand after the last frame or before the first
             (`positions`).
@@ -132,6 +133,7 @@ class Plan:
     length: int
     window: int
     step: int
+    begin: int | None
     given: tuple[tuple[int, int], ...]
     closed: bool
     stages: Stages
@@ -177,6 +179,7 @@ def make(
     length: int | None = None,
     window: int | None = None,
     step: int | None = None,
+    begin: int | None = None,
     given: Sequence[givens.Span] = (),
 ) -> Plan:
     """Makes the plan of a scheme.
@@ -186,6 +189,8 @@ def make(
         length: N, the frames of the whole video, given ones included; None is the scheme's.
         window: K, the most frames of a network call; None is the scheme's.
         step: new frames per call; None is the scheme's, or its share of another window, at least 1.
+        begin: where nothing is given, how many frames the first window begins with: they are made by themselves, then
+            as many again that observe them, until it is whole, see `rules.pieces`; None is the whole window at once.
         given: half-open ranges of frames that exist beforehand; they may touch and overlap.
 
     Raises:
@@ -196,12 +201,14 @@ def make(
     window = scheme.window if window is None else window
     check_length(length, length)  # before frames of it are listed
     _check_sizes(window, step)
+    if begin is not None and begin < 1:
+        raise BadInput(f"a window cannot begin with {begin} frames")
     spans = givens.merge(given, length)
     if not spans and scheme.start is None:
         example = givens.as_typed(givens.example(scheme, length=length, window=window, step=step))
         raise BadInput(f"{scheme.name} needs given frames ({givens.WHERE[scheme.given]})", f"--given {example}")
     check_length(length, sum(stop - start for start, stop in spans))
-    draft = _Draft(scheme, length, window, step, spans)
+    draft = _Draft(scheme, length, window, step, spans, begin)
     for item in scheme.rounds:
         if spans or not item.only_given:
             draft.run(item)
@@ -247,12 +254,21 @@ def _nearest_turn(frame: int, first: int, last: int, length: int) -> int:
 class _Draft:
     """A plan in the making: runs rounds, checks every stage, keeps count of waves."""
 
-    def __init__(self, scheme: Scheme, length: int, window: int, step: int, given: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self,
+        scheme: Scheme,
+        length: int,
+        window: int,
+        step: int,
+        given: tuple[tuple[int, int], ...],
+        begin: int | None,
+    ) -> None:
         known = FrameSet(length)
         for start, stop in given:
             known.add_range(start, stop)
         self.scheme = scheme
         self.given = given
+        self.begin = begin if begin is not None and begin < window and not given else None
         self.board = rules.Board(length, window, step, scheme.closed, known, known)
         self.stages = Stages()
         self.makers = array("i", [-1]) * length
@@ -267,7 +283,8 @@ class _Draft:
             self.board.origin = spans[0] if len(spans) == 1 else [frame for span in spans for frame in span]
         elif scheme.start is not None:
             self.board.origin = rules.start(scheme.start, length, window, scheme.closed)
-            self.add(scheme.where, [], list(self.board.origin), 0)
+            for observed, latent in rules.pieces(self.board.origin, self.begin):
+                self.add(scheme.where, observed, latent, 0)
 
     def run(self, item: Round) -> None:
         """Makes all the stages of a round."""
@@ -360,6 +377,7 @@ class _Draft:
             length=board.length,
             window=board.window,
             step=board.step,
+            begin=self.begin,
             given=self.given,
             closed=scheme.closed,
             stages=self.stages,

@@ -58,6 +58,20 @@ def start(rule: Start, length: int, window: int, closed: bool) -> list[int]:
     return sorted({*frames, length - 1})
 
 
+def pieces(frames: Sequence[int], first: int | None) -> Iterator[tuple[list[int], list[int]]]:
+    """A window that observes nothing, in one piece or several: what is known of it by then, and what a piece makes.
+
+    Args:
+        frames: of the window.
+        first: how many the first piece makes; each other makes as many as are known. None is all of them.
+    """
+    done, count = 0, first or len(frames)
+    while done < len(frames):
+        yield list(frames[:done]), list(frames[done : done + count])
+        done += count
+        count = done
+
+
 def generate(board: Board, item: Round) -> Iterator[tuple[int, list[int]]]:
     """The windows of a round: pairs of a pass and the latent frames, in order.
 

@@ -64,13 +64,8 @@ MAY_CHANGE = (
     "training.held_out_every",
     "training.preview_every",
 )
-# What can be added to a trained network and the names of its weights. It changes nothing before it is trained, but that
-# frames of windows that observe nothing ("all") ask each other as they have learnt to ask observed ones.
-ADDED = {
-    "draft": ("draft.", "of_draft."),
-    "patch_attention": ("patch_attention.",),
-    "patch_attention=all": ("patch_attention.alone",),
-}
+# What can be added to a trained network, which it does not change before it is trained, and the names of its weights.
+ADDED = {"draft": ("draft.", "of_draft."), "patch_attention": ("patch_attention.",)}
 MAX_BAD_STEPS = 5  # steps in a row whose loss or gradient is not finite
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -295,11 +290,8 @@ def refuse_unfit(start: Checkpoint, config: Config, path: Path) -> None:
 
 def added(start: Checkpoint, config: Config) -> list[str]:
     """What the network to train has and the one that it starts from has not: keys of ADDED."""
-    before, now = start.config.model, config.model
-    parts = [part for part in ("draft", "patch_attention") if getattr(before, part) == "none" != getattr(now, part)]
-    if before.patch_attention == "observed" and now.patch_attention == "all":
-        parts.append("patch_attention=all")
-    return parts
+    lacks = [part for part in ADDED if getattr(start.config.model, part) == "none"]
+    return [part for part in lacks if getattr(config.model, part) != "none"]
 
 
 def refuse_random(config: Config, start: Checkpoint | None) -> None:

@@ -183,7 +183,7 @@ class UNet(nn.Module):
             h = h.new_zeros(clips * count, *h.shape[1:]).index_copy(0, wanted, h)
         output = h.view(clips, count, *h.shape[1:])
         if self.patch_attention is not None:
-            output = self.patch_attention(output, x_t, x_0, timestep, conditions.activated, window)
+            output = self.patch_attention(output, x_t, x_0, timestep, conditions.activated, window.alike)
         return output
 
     def _leave(self, weights: str) -> None:

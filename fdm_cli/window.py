@@ -40,29 +40,6 @@ class Alike:
                 groups.append(Alike(clips, *found))
         return groups
 
-    @staticmethod
-    def alone(observed: Tensor, latent: Tensor) -> list[Alike]:
-        """Latent frames of the clips that observe nothing, each for itself, and as `observed` those of its clip to ask.
-
-        These are the two next to it and the two a quarter of their number away, the first next to the last: each frame
-        asks and is asked equally often. All others would be better still, at several times the cost.
-
-        Args:
-            observed: (B, K) bool.
-            latent: (B, K) bool.
-        """
-        groups = []
-        places = torch.arange(latent.numel(), device=latent.device).view_as(latent)
-        counts = latent.sum(1).masked_fill(observed.any(1), 0)
-        for count in torch.unique(counts).tolist():
-            away = sorted({step % count for step in (1, -1, count // 4, -(count // 4))} - {0}) if count else []
-            if away:
-                clips = (counts == count).nonzero().squeeze(1)
-                own = places[clips][latent[clips]].view(len(clips), count)
-                others = torch.stack([own.roll(-step, dims=1) for step in away], dim=2)
-                groups.append(Alike(clips.repeat_interleave(count), others.flatten(0, 1), own.view(-1, 1)))
-        return groups
-
 
 @dataclass(frozen=True)
 class Window:
@@ -91,11 +68,6 @@ class Window:
     def alike(self) -> list[Alike]:
         """Its clips by their numbers of observed and of latent frames."""
         return Alike.among(self.observed, self.latent)
-
-    @cached_property
-    def alone(self) -> list[Alike]:
-        """The latent frames of the clips that observe nothing, see `Alike.alone`."""
-        return Alike.alone(self.observed, self.latent)
 
     @staticmethod
     def of(

@@ -51,7 +51,7 @@ length: 160                 # frames of the video, unless --length says otherwis
 window: 16                  # frames of one window
 step: 8                     # new frames of one window; window - step are observed
 given: first                # where given frames stand: first, last, ends, spread, closed
-start: contiguous           # the first window when nothing is given: contiguous or spread
+start: contiguous           # the first window when nothing is given (--begin: in pieces): contiguous or spread
 rounds:
   - generate: next          # which frames to make
     observe:                # which known frames to look at, in order of preference

@@ -47,7 +47,6 @@ def plain(attention: PatchAttention, process: Process, output, data, activated):
     block, changed = attention.block, output.clone()
     x_0 = process.predict_x_0(data["x_t"], data["timestep"], output.detach()).clamp(-1, 1)
     estimate, clean = process.normalised(x_0), process.normalised(data["x_0"])
-    alone = attention.alone
 
     def patches(video, margin, stride):
         after = margin + block - 1 if stride == 1 else margin
@@ -58,24 +57,19 @@ def plain(attention: PatchAttention, process: Process, output, data, activated):
         return patches(video, margin, stride) @ layer.weight.flatten(1).T
 
     for clip, (seen, wanted) in enumerate(zip(data["observed_mask"], data["latent_mask"], strict=True)):
-        if not seen.any() and alone is None:
+        if not seen.any():
             continue
-        embedding = activated[clip] if seen.any() else activated[clip] + alone
-        sharpness = attention.sharpness(embedding).exp()
-        scale, shift = attention.of_time(embedding).chunk(2)
-        frames = wanted.nonzero().squeeze(1).tolist()
-        for place, frame in enumerate(frames):
+        sharpness = attention.sharpness(activated[clip]).exp()
+        scale, shift = attention.of_time(activated[clip]).chunk(2)
+        contents = features(attention.content, clean[clip, seen], MARGINS[0], 1).flatten(0, 1)
+        for frame in wanted.nonzero().squeeze(1).tolist():
             one = estimate[clip, frame][None]
-            count = len(frames)
-            others = {(place + step) % count for step in (1, -1, count // 4, -(count // 4))} - {place}
-            asked = clean[clip, seen] if seen.any() else estimate[clip, [frames[other] for other in others]]
-            contents = features(attention.content, asked, MARGINS[0], 1).flatten(0, 1)
             own = features(attention.content, one, MARGINS[0], block)[0]
             noisy = features(attention.content, data["x_t"][clip, frame][None], MARGINS[0], block)[0]
             columns = []
             for head, (layer, margin) in enumerate(zip(attention.compare, MARGINS, strict=True)):
                 asking = features(layer, one, margin, block)[0]
-                answering = features(layer, asked, margin, 1).flatten(0, 1)
+                answering = features(layer, clean[clip, seen], margin, 1).flatten(0, 1)
                 squares = (asking[:, None] - answering[None]).square().sum(-1)
                 columns.append((-sharpness[head] * squares).softmax(-1) @ contents - own)
             drawn = F.unfold(output[clip, frame][None], block, stride=block)[0].T
@@ -88,23 +82,20 @@ def plain(attention: PatchAttention, process: Process, output, data, activated):
     return changed
 
 
-@pytest.mark.parametrize("searched", ["observed", "all"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("parameterization", "patch_size"), [("v", 2), ("eps", 1), ("x_0", 4)])
-def test_it_equals_a_plain_implementation(parameterization, channels, patch_size, searched):
+def test_it_equals_a_plain_implementation(parameterization, channels, patch_size):
     """Outputs and the gradients of all its weights."""
-    model = network(parameterization, image_channels=channels, patch_size=patch_size, patch_attention=searched)
+    model = network(parameterization, image_channels=channels, patch_size=patch_size)
     randomise(model)
     attention, process, data = model.patch_attention, Process(model.diffusion), inputs(channels)
     torch.manual_seed(2)
     output, activated = torch.randn(3, 6, channels, 16, 16), torch.randn(3, 128)
-    observed, latent = data["observed_mask"], data["latent_mask"]
-    window = Window.of(data["frame_indices"], observed, latent)
-    shipped = attention(output, data["x_t"], data["x_0"], data["timestep"], activated, window)
+    alike = Alike.among(data["observed_mask"], data["latent_mask"])
+    shipped = attention(output, data["x_t"], data["x_0"], data["timestep"], activated, alike)
     expected = plain(attention, process, output, data, activated)
     torch.testing.assert_close(shipped, expected, rtol=1e-4, atol=1e-4)
-    changed = (shipped - output).abs().flatten(2).amax(2) > 1e-2
-    assert torch.equal(changed, latent if searched == "all" else latent & observed.any(1, keepdim=True))
+    assert (shipped - output)[data["latent_mask"]].abs().max() > 1e-2
     weight = torch.randn_like(output)
     names = [name for name, _ in attention.named_parameters()]
     for name, one, two in zip(
@@ -116,9 +107,8 @@ def test_it_equals_a_plain_implementation(parameterization, channels, patch_size
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3 * float(two.abs().max()), msg=name)
 
 
-@pytest.mark.parametrize("searched", ["observed", "all"])
-def test_it_starts_as_the_identity(searched):
-    with_it, without = network(patch_attention=searched), network(patch_attention="none")
+def test_it_starts_as_the_identity():
+    with_it, without = network(), network(patch_attention="none")
     randomise(without)
     missing = with_it.load_state_dict(without.state_dict(), strict=False).missing_keys
     assert all(key.startswith("patch_attention.") for key in missing)
@@ -135,28 +125,8 @@ def test_only_latent_frames_of_clips_that_observe_something_are_changed():
     assert torch.equal(differs, data["latent_mask"] & data["observed_mask"].any(1, keepdim=True))
 
 
-@pytest.mark.parametrize("count", range(18))
-def test_of_a_clip_that_observes_nothing_each_frame_asks_others(count):
-    """Nothing where there is no other; nothing of clips that observe something; padding in between is left out."""
-    roles = torch.zeros(3, 20, dtype=torch.int64)
-    roles[1, torch.randperm(20, generator=torch.Generator().manual_seed(count))[:count]] = 1
-    roles[2, :2] = torch.tensor([1, 2])
-    groups = Alike.alone(roles == 2, roles == 1)
-    assert len(groups) == (count > 1)
-    for group in groups:
-        assert group.clips.tolist() == [1] * count
-        own = group.latent.squeeze(1).tolist()
-        assert own == (20 + roles[1].nonzero().squeeze(1)).tolist()
-        for place, (frame, asked) in enumerate(zip(own, group.observed.tolist(), strict=True)):
-            assert len(set(asked)) == len(asked) == min(count - 1, 4 if count > 7 else 2)
-            assert frame not in asked
-            assert {own[place - 1], own[(place + 1) % count]} <= set(asked) <= set(own)
-        assert all((group.observed == frame).sum() == group.observed.shape[1] for frame in own)  # asked equally often
-
-
-@pytest.mark.parametrize("searched", ["observed", "all"])
-def test_a_clip_gives_the_same_alone_and_beside_others(searched):
-    model, data = network(patch_attention=searched), inputs()
+def test_a_clip_gives_the_same_alone_and_beside_others():
+    model, data = network(), inputs()
     randomise(model)
     together = call(model, data)
     for clip in range(3):

@@ -84,6 +84,46 @@ def test_autoregressive_160():
     assert windows(made)[18] == [list(range(144, 152)), list(range(152, 160))]
 
 
+def test_a_first_window_in_pieces():
+    """Each of them twice what is there, and looks at all of it; what follows is as it was."""
+    whole, made = (plan.make(SHIPPED["autoregressive"], begin=begin) for begin in (None, 1))
+    check(made)
+    assert (whole.begin, made.begin) == (None, 1)
+    assert windows(made)[:5] == [
+        [[], [0]],
+        [[0], [1]],
+        [[0, 1], [2, 3]],
+        [list(range(4)), list(range(4, 8))],
+        [list(range(8)), list(range(8, 16))],
+    ]
+    assert windows(made)[5:] == windows(whole)[1:]
+    assert (made.calls, made.waves) == (23, 23)
+
+
+@stable
+@given(st.sampled_from(sorted(SHIPPED)), st.data())
+def test_pieces_are_those_of_the_first_window(name, data):
+    window = data.draw(st.integers(1, 24), "window")
+    length = data.draw(st.integers(1, 200), "length")
+    begin = data.draw(st.integers(1, 30), "begin")
+    known = givens.example(SHIPPED[name], length=length, window=window)
+    try:
+        whole = plan.make(SHIPPED[name], length=length, window=window, given=known)
+    except BadInput:
+        return
+    made = plan.make(SHIPPED[name], length=length, window=window, given=known, begin=begin)
+    check(made)
+    if known or begin >= window:
+        assert (made.begin, windows(made)) == (None, windows(whole))
+        return
+    pieces = len(made.stages) - len(whole.stages) + 1
+    assert [stage.latent for stage in made.stages[pieces:]] == [stage.latent for stage in whole.stages[1:]]
+    latent = [len(stage.latent) for stage in made.stages[:pieces]]
+    assert latent[0] == min(begin, len(whole.stages[0].latent))
+    assert all(count == sum(latent[: place + 1]) for place, count in enumerate(latent[1:-1]))
+    assert sum((stage.latent for stage in made.stages[:pieces]), ()) == whole.stages[0].latent
+
+
 def test_keyframes_160():
     made = plan.make(SHIPPED["keyframes"])
     check(made)

@@ -39,7 +39,7 @@ def test_only_observed_frames_are_blurred_each_clip_by_a_share_of_its_own():
     assert 0.6 < max(shares) <= 0.8
 
 
-@pytest.mark.parametrize("masks", ["paper", "filled", "continued", "started"])
+@pytest.mark.parametrize("masks", ["paper", "filled", "continued"])
 def test_a_clip_belongs_to_its_number_not_to_its_batch(masks):
     config = configuration.load_preset("micro", [f"data.masks={masks}", "training.observed_blur=0.5"])
     clips = open_clips(config)

@@ -28,6 +28,7 @@ NEEDS = {
     "scheme": ("drift",),
     "length": ("drift",),
     "step": ("drift",),
+    "begin": ("drift",),
     "rollouts": ("drift",),
     "fvd_weights": ("drift",),
     "embedding": ("drift",),
@@ -87,6 +88,7 @@ def evaluate(
         int, typer.Option("--length", metavar="N", min=1, max=100_000, help="Frames of a rollout.")
     ] = 160,
     step: options.Step = None,
+    begin: options.Begin = None,
     rollouts: Annotated[
         int, typer.Option("--rollouts", metavar="N", min=1, max=10_000, help="Rollouts of each scheme.")
     ] = 8,
@@ -183,7 +185,9 @@ def evaluate(
     )
     batch = setting.batch(plan, clips) if parts != ("drift",) else 0
     rolled = (
-        measuring.prepare_drift(setting, loaded, length, step, rollouts, embedding, network)
+        measuring.prepare_drift(
+            setting, loaded, length, step, options.beginning(begin, checkpoint), rollouts, embedding, network
+        )
         if "drift" in parts
         else None
     )

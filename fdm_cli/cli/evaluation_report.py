@@ -89,6 +89,7 @@ class Drifts:
             "schemes": {
                 name: {
                     "step": plan.step,
+                    "begin": plan.begin,
                     "calls": plan.calls,
                     "waves": plan.waves,
                     "network_calls": drift.network_calls,

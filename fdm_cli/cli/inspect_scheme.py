@@ -36,6 +36,16 @@ def inspect_scheme(
     step: Annotated[
         int | None, typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames a window.")
     ] = None,
+    begin: Annotated[
+        int | None,
+        typer.Option(
+            "--begin",
+            metavar="N",
+            min=1,
+            max=MAX_WINDOW,
+            help="Frames that a video from nothing begins with, as many again following until a window is full.",
+        ),
+    ] = None,
     given: Annotated[
         str | None,
         typer.Option("--given", metavar="FRAMES", help="Frames that exist: 8 (the first 8), or 0:8,152:160, or ::10."),
@@ -65,7 +75,7 @@ def inspect_scheme(
     """
     output = Output(as_json, quiet)
     if name is None:
-        if any(value is not None for value in (length, window, step, given, checkpoint, plot)) or summary:
+        if any(value is not None for value in (length, window, step, begin, given, checkpoint, plot)) or summary:
             raise BadInput("which scheme?", "known: " + ", ".join(schemes.names()))
         _list_schemes(output)
         return
@@ -78,7 +88,7 @@ def inspect_scheme(
 
         model = load_checkpoint(checkpoint)
         window, clip_length = window or model.config.model.window, model.clip_length
-    plan = _make(scheme, length, window, step, given, output)
+    plan = _make(scheme, length, window, step, begin, given, output)
     warn_of_blind(plan, output)
     if checkpoint is not None:
         warn_of_window(plan, model.config.model.window, output)
@@ -104,7 +114,13 @@ def picture(plan: Plan) -> str:
 
 
 def _make(
-    scheme: schemes.Scheme, length: int | None, window: int | None, step: int | None, given: str | None, output: Output
+    scheme: schemes.Scheme,
+    length: int | None,
+    window: int | None,
+    step: int | None,
+    begin: int | None,
+    given: str | None,
+    output: Output,
 ) -> Plan:
     frames = scheme.length if length is None else length
     if given is None:
@@ -113,7 +129,7 @@ def _make(
             output.note(f"{scheme.name} needs given frames; shown with --given {givens.as_typed(spans)}")
     else:
         spans = givens.parse(given, frames)
-    return planner.make(scheme, length=length, window=window, step=step, given=spans)
+    return planner.make(scheme, length=length, window=window, step=step, begin=begin, given=spans)
 
 
 def _list_schemes(output: Output) -> None:

@@ -128,8 +128,8 @@ class Rollouts:
 
 
 def prepare_drift(
-    setting: Setting, loaded: Sequence[Scheme], length: int, step: int | None, rollouts: int, embedding: str,
-    network: VideoFeatures | None,
+    setting: Setting, loaded: Sequence[Scheme], length: int, step: int | None, begin: int | None, rollouts: int,
+    embedding: str, network: VideoFeatures | None,
 ) -> Rollouts:  # fmt: skip
     """Makes the plans and looks at the real clips; BadInput for whatever could not be rolled out."""
     from fdm_cli import diversity
@@ -140,7 +140,7 @@ def prepare_drift(
     plans = []
     for scheme in loaded:
         spans = givens.example(scheme, length=length, window=window, step=step)
-        plan = planning.make(scheme, length=length, window=window, step=step, given=spans)
+        plan = planning.make(scheme, length=length, window=window, step=step, begin=begin, given=spans)
         if plan.calls == 0:
             raise BadInput(f"{scheme.name} has nothing to make of {plural(length, 'frame')}", "a larger --length")
         if plan.given:

@@ -16,6 +16,7 @@ def as_data(plan: Plan, *, with_stages: bool = True) -> dict[str, Any]:
         "length": plan.length,
         "window": plan.window,
         "step": plan.step,
+        "begin": plan.begin,
         "given": plan.given,
         "calls": plan.calls,
         "waves": plan.waves,
@@ -50,10 +51,16 @@ def describe(plan: Plan, clip_length: int | None = None) -> str:
         reach += f" ({'within' if fits else 'beyond'} the {clip_length:,} frames of a training clip)"
     given = f", given {_shorten(givens.as_typed(plan.given))}" if plan.given else ""
     return (
-        f"{plan.scheme}: {plural(plan.length, 'frame')}, window {plan.window}, step {plan.step}{given}\n"
+        f"{plan.scheme}: {plural(plan.length, 'frame')}, {sizes(plan)}{given}\n"
         f"{plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}, "
         f"observed frames per window {observed}, {reach}"
     )
+
+
+def sizes(plan: Plan) -> str:
+    """Its windows' sizes in words."""
+    begin = f", begin {plan.begin}" if plan.begin is not None else ""
+    return f"window {plan.window}, step {plan.step}{begin}"
 
 
 def warn_of_reach(plan: Plan, clip_length: int, output: Output, what: str = "the scheme") -> None:

@@ -15,7 +15,7 @@ from fdm_cli import __version__, scheme
 from fdm_cli.cli import memory_report, options
 from fdm_cli.cli.clip import ClipRequest, Given, given_frames, open_clips
 from fdm_cli.cli.outputs import Outputs, beside, write_report
-from fdm_cli.cli.plan_report import as_data, warn_of_blind, warn_of_reach, warn_of_window
+from fdm_cli.cli.plan_report import as_data, sizes, warn_of_blind, warn_of_reach, warn_of_window
 from fdm_cli.cli.render import Output, duration, plural
 from fdm_cli.errors import BadInput, Interrupted, RunFailed
 
@@ -62,12 +62,13 @@ class Request:
     memory_budget: str | None
     embedding: str
     compile: bool
+    begin: int | None = None
     clip: ClipRequest | None = None
 
 
 # What decides the frames, of what the report says: a run is resumed only where all of it is the same.
 _DECISIVE = (
-    "checkpoint_sha256", "scheme", "frames", "window", "step", "given", "input_sha256", "num_samples", "seed",
+    "checkpoint_sha256", "scheme", "frames", "window", "step", "begin", "given", "input_sha256", "num_samples", "seed",
     "sampler", "sampling_steps", "eta", "timestep_shift", "guidance", "guidance_rescale", "embedding", "compile",
     "max_batch", "processes", "device", "threads", "fdm", "torch", "plan_sha256",
 )  # fmt: skip
@@ -162,6 +163,7 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
         length=given.length,
         window=request.window or model.window,
         step=request.step,
+        begin=options.beginning(request.begin, request.checkpoint),
         given=given.spans,
     )
     given.warn_of_pixels(checkpoint.config.diffusion, output)
@@ -312,6 +314,7 @@ def _report(job: _Job, seed: int) -> dict[str, Any]:
         "scheme": plan.scheme,
         "window": plan.window,
         "step": plan.step,
+        "begin": plan.begin,
         "given": [list(span) for span in plan.given],
         **job.given.facts,
         "num_samples": request.num_samples,
@@ -410,7 +413,7 @@ def _what_would_be(job: _Job) -> tuple[dict[str, Any], str]:
         "memory": memory,
     }
     text = (
-        f"{plural(plan.length, 'frame')} with {plan.scheme} (window {plan.window}, step {plan.step}): "
+        f"{plural(plan.length, 'frame')} with {plan.scheme} ({sizes(plan)}): "
         f"{plural(plan.calls, 'window')} in {plural(plan.waves, 'wave')}\n"
         f"{plural(job.calls, 'network call')} ({_how(job)}), "
         f"about {duration(seconds)}\nreaches {plural(plan.reach, 'frame')}; "

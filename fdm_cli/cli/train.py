@@ -162,8 +162,7 @@ def train(
             if remark := other_process(start.checkpoint, config):
                 output.warn(remark)
             for part in added(start.checkpoint, config):
-                begins = "as with observed frames" if "=" in part else "with changing nothing"
-                output.note(f"model.{part} is new to these weights: it begins {begins}")
+                output.note(f"model.{part} is new to these weights: it begins with changing nothing")
         job = _Job(
             config=config,
             folder=RunFolder(path),

@@ -83,19 +83,6 @@ def test_patch_attention_is_added_to_a_trained_network(tmp_path):
     assert "patch_attention.compare.0.weight is not part of it" in done.stderr
     done = fdm("train", "--init-from", SEED, *added[2:], "--dry-run", cwd=tmp_path, check=2)
     assert "training.weights patch_attention: the network has none" in done.stderr
-    whole = ("--set", "model.patch_attention=all")
-    done = fdm("train", "--init-from", "run", *whole, "--steps", 1, "--run", "whole", cwd=tmp_path)
-    assert "model.patch_attention=all is new to these weights: it begins as with observed frames" in done.stderr
-    begun, trained = (read_state(tmp_path / "whole" / "checkpoints" / f"step-0000000{step}.pt") for step in (0, 1))
-    assert {key for key in begun["model"] if key not in ended["model"]} == {"patch_attention.alone"}
-    assert all(np.array_equal(begun["model"][key], value) for key, value in ended["ema"].items())
-    assert not begun["model"]["patch_attention.alone"].any()
-    assert trained["model"]["patch_attention.alone"].any()
-    fdm("sample", "--checkpoint", "whole", "--length", 10, "--sampling-steps", 2, "-o", "whole.npz", cwd=tmp_path)
-    done = fdm("train", "--init-from", "whole", *added[:2], "--dry-run", cwd=tmp_path, check=2)
-    assert "patch_attention.alone is not part of it" in done.stderr
-    done = fdm("train", "--init-from", SEED, *whole, "--dry-run", cwd=tmp_path)
-    assert done.stderr.count("is new to these weights") == 1
 
 
 @pytest.mark.slow

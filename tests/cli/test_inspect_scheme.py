@@ -31,6 +31,7 @@ def test_json_is_the_plan():
         "length": 160,
         "window": 16,
         "step": 8,
+        "begin": None,
         "given": [],
         "calls": 19,
         "waves": 19,
