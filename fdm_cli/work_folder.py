@@ -220,5 +220,5 @@ class WorkFolder:
 
 
 def _shorten(value: object) -> str:
-    text = str(value)
+    text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fdm_cli.checkpoint import load_checkpoint
-from fdm_cli.cli.options import BUNDLED_BEGIN, BUNDLED_MODEL, BUNDLED_SHIFT, beginning, spacing
+from fdm_cli.cli.options import BUNDLED_MODEL, BUNDLED_SHIFT, spacing
 from fdm_cli.config import load_preset
 from fdm_cli.dataset import open_clips
 from fdm_cli.device import choose_device
@@ -62,9 +62,6 @@ def test_named_by_its_path_it_is_sampled_as_it_is_without():
     assert spacing(None, BUNDLED_MODEL.with_name("other.pt"), "dpm-solver++") == 1
     assert spacing(None, None, "ancestral") == 1, "all timesteps are all timesteps"
     assert spacing(2.0, None, "ancestral") == 2
-    assert beginning(None, None) == beginning(None, BUNDLED_MODEL) == BUNDLED_BEGIN
-    assert beginning(None, BUNDLED_MODEL.with_name("other.pt")) is None
-    assert beginning(3, None) == beginning(3, BUNDLED_MODEL.with_name("other.pt")) == 3
 
 
 @pytest.mark.parametrize("command", [("sample",), ("extend", ROOT / "tests/data/two-digits.gif")])
@@ -78,5 +75,4 @@ def test_it_is_what_is_used_when_no_checkpoint_is_given(command, tmp_path):
     assert (result["checkpoint"], result["frames"]) == (str(BUNDLED_MODEL), 18)
     settings = (result["guidance"], result["guidance_rescale"], result["timestep_shift"])
     assert settings == (1, 0, BUNDLED_SHIFT)
-    assert result["begin"] == (BUNDLED_BEGIN if command == ("sample",) else None)
     assert np.load(tmp_path / "out.npz")["frames"].shape == (18, 32, 32, 1)

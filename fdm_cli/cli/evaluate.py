@@ -185,9 +185,7 @@ def evaluate(
     )
     batch = setting.batch(plan, clips) if parts != ("drift",) else 0
     rolled = (
-        measuring.prepare_drift(
-            setting, loaded, length, step, options.beginning(begin, checkpoint), rollouts, embedding, network
-        )
+        measuring.prepare_drift(setting, loaded, length, step, begin, rollouts, embedding, network)
         if "drift" in parts
         else None
     )

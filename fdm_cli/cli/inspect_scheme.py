@@ -14,7 +14,7 @@ from fdm_cli import given as givens
 from fdm_cli import plan as planner
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
-from fdm_cli.cli.options import Debug, Force, Json, Quiet, check_plot, checkpoint_path
+from fdm_cli.cli.options import Begin, Debug, Force, Json, Quiet, check_plot, checkpoint_path
 from fdm_cli.cli.plan_report import as_data, describe, warn_of_blind, warn_of_reach, warn_of_window
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
@@ -36,16 +36,7 @@ def inspect_scheme(
     step: Annotated[
         int | None, typer.Option("--step", metavar="N", min=1, max=MAX_WINDOW, help="New frames a window.")
     ] = None,
-    begin: Annotated[
-        int | None,
-        typer.Option(
-            "--begin",
-            metavar="N",
-            min=1,
-            max=MAX_WINDOW,
-            help="Frames that a video from nothing begins with, as many again following until a window is full.",
-        ),
-    ] = None,
+    begin: Begin = None,
     given: Annotated[
         str | None,
         typer.Option("--given", metavar="FRAMES", help="Frames that exist: 8 (the first 8), or 0:8,152:160, or ::10."),

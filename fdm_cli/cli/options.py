@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 BUNDLED_MODEL = Path(fdm_cli.__file__).parent / "assets" / "moving-mnist-small.safetensors"
 BUNDLED_SHIFT = 1.75  # what a model gains by a shift depends on how good it is
-BUNDLED_BEGIN = 1  # it has learnt single frames, and keeps looks that it has seen better than those it makes up
 
 
 @dataclass
@@ -90,11 +89,6 @@ def spacing(option: float | None, checkpoint: Path | None, sampler: str) -> floa
     if option is not None:
         return option
     return BUNDLED_SHIFT if _is_bundled(checkpoint) and sampler == DEFAULT_SAMPLER else 1.0
-
-
-def beginning(option: int | None, checkpoint: Path | None) -> int | None:
-    """What `--begin` says; else a whole window, None, or what suits the bundled model."""
-    return BUNDLED_BEGIN if option is None and _is_bundled(checkpoint) else option
 
 
 def departures(sampling: Sampling) -> str:
@@ -198,7 +192,7 @@ Begin = Annotated[
         min=1,
         max=MAX_WINDOW,
         help="Frames that a video from nothing begins with, as many again following until a window is full; "
-        f"default: a whole window, with the bundled model {BUNDLED_BEGIN}.",
+        "default: a whole window.",
     ),
 ]
 NumSamples = Annotated[

@@ -163,7 +163,7 @@ def _settle(request: Request, output: Output, ranks: Ranks, stack: contextlib.Ex
         length=given.length,
         window=request.window or model.window,
         step=request.step,
-        begin=options.beginning(request.begin, request.checkpoint),
+        begin=request.begin,
         given=given.spans,
     )
     given.warn_of_pixels(checkpoint.config.diffusion, output)

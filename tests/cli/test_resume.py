@@ -122,6 +122,7 @@ def test_what_an_interrupted_run_says_and_what_may_follow(micro_weights, tmp_pat
         (("--guidance", 1), "guidance 2.0, this is 1.0"),
         (("--guidance-rescale", 0.5), "guidance rescale 0.0, this is 0.5"),
         (("--step", 4), "step 8, this is 4"),
+        (("--begin", 2), "begin none, this is 2"),
         (("--scheme", "hierarchy-2", "--output", "sample-autoregressive-1.gif"), "scheme autoregressive, this is"),
     ]:
         done = fdm(*common, "--resume", *other, cwd=tmp_path, check=2)

@@ -47,6 +47,23 @@ def test_160_frames_to_a_gif(micro_weights, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_video_from_nothing_begins_with_few_frames(micro_weights, tmp_path):
+    common = ("sample", "--checkpoint", micro_weights, "--length", 40, *FAST, "--begin", 3)
+    planned = json.loads(fdm(*common, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert (planned["begin"], planned["calls"], planned["network_calls"]) == (3, 7, 14)
+    assert "window 16, step 8, begin 3)" in fdm(*common, "--dry-run", cwd=tmp_path).stdout
+    result = json.loads(fdm(*common, "-o", "few.npz", "--json", cwd=tmp_path).stdout)
+    assert (result["begin"], result["network_calls"]) == (3, 14)
+    stages = json.loads((tmp_path / "few.npz.json").read_text())["stages"]
+    assert [len(stage["latent"]) for stage in stages] == [3, 3, 6, 4, 8, 8, 8]
+    assert [len(stage["observed"]) for stage in stages] == [0, 3, 6, 12, 8, 8, 8]
+    fdm(*common[:-2], "-o", "whole.npz", cwd=tmp_path)
+    few, whole = (frames_of(tmp_path / name) for name in ("few.npz", "whole.npz"))
+    assert few.shape == whole.shape
+    assert not np.array_equal(few[3:], whole[3:])
+    assert "'--begin': Input should be greater than or equal to 1" in fdm(*common[:-1], 0, cwd=tmp_path, check=2).stderr
+
+
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 def test_npz_and_mp4_hold_the_same_frames(micro_weights, tmp_path, sampler):
     common = ("sample", "--checkpoint", micro_weights, "--length", 21, "--sampler", sampler, *FAST, "-q")
