@@ -222,6 +222,16 @@ class Config:
             raise BadInput("training.weights draft: the network has none", "--set model.draft=motion")
         if self.training.weights == "draft" and min(self.model.window, self.data.clip_length) < 2:
             raise BadInput("training.weights draft: windows of one frame observe nothing that could be moved on")
+        if self.training.single_frames and self.training.weights != "all":
+            raise BadInput(
+                f"training.single_frames with training.weights {self.training.weights}: it looks at observed frames, "
+                "of which windows of one frame have none",
+                "--set training.single_frames=0",
+            )
+        if self.training.single_frames > self.model.window:
+            raise BadInput(
+                f"training.single_frames {self.training.single_frames} is more than model.window {self.model.window}"
+            )
         if self.data.source == BUILT_IN:
             self.check_canvas()
 

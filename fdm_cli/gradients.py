@@ -54,7 +54,7 @@ class Losses(nn.Module):
         weight = torch.ones_like(losses)
         if training.loss_weighting != "none":
             weight = self.process.loss_weight(training.loss_weighting, batch.timestep)
-        if training.single_frames and training.weights == "all":
+        if training.single_frames:
             singles = single_losses(model, self.process, batch, training.precision, training.single_frames)
             beside = beside + OF_SINGLES * weight * singles
         return weight * losses, beside

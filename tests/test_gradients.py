@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from fdm_cli.config import Config, ModelConfig, TrainingConfig
 from fdm_cli.diffusion import Process
+from fdm_cli.errors import BadInput
 from fdm_cli.gradients import OF_SINGLES, single_losses
 from tests.networks import randomise
 from tests.test_draft import batch_of, drafted, losses
@@ -49,5 +51,12 @@ def test_they_are_learnt_beside_the_clips_and_a_draft(weighting):
     weight = process.loss_weight(weighting, batch.timestep) if weighting != "none" else 1
     singles = single_losses(model, process, batch, "fp32", 6)
     torch.testing.assert_close(beside, of_draft + OF_SINGLES * weight * singles)
-    for part in ("draft", "patch_attention"):
-        assert not losses(model, batch, weights=part, single_frames=6)[1].any()
+
+
+def test_single_frames_that_nothing_could_learn_from_are_refused():
+    for model, training, says in (
+        (ModelConfig(draft="motion"), TrainingConfig(single_frames=1, weights="draft"), "with training.weights draft"),
+        (ModelConfig(window=4), TrainingConfig(single_frames=5), "5 is more than model.window 4"),
+    ):
+        with pytest.raises(BadInput, match=says.replace(".", r"\.")):
+            Config(model=model, training=training)

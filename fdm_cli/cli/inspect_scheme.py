@@ -15,7 +15,7 @@ from fdm_cli import plan as planner
 from fdm_cli import scheme as schemes
 from fdm_cli.cli import timeline
 from fdm_cli.cli.options import Begin, Debug, Force, Json, Quiet, check_plot, checkpoint_path
-from fdm_cli.cli.plan_report import as_data, describe, warn_of_blind, warn_of_reach, warn_of_window
+from fdm_cli.cli.plan_report import as_data, describe, warn_of_begin, warn_of_blind, warn_of_reach, warn_of_window
 from fdm_cli.cli.render import Output
 from fdm_cli.errors import BadInput
 from fdm_cli.plan import MAX_LENGTH, Plan
@@ -81,6 +81,7 @@ def inspect_scheme(
         window, clip_length = window or model.config.model.window, model.clip_length
     plan = _make(scheme, length, window, step, begin, given, output)
     warn_of_blind(plan, output)
+    warn_of_begin(plan, begin, output)
     if checkpoint is not None:
         warn_of_window(plan, model.config.model.window, output)
         warn_of_reach(plan, model.clip_length, output)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fdm_cli import given as givens
 from fdm_cli.cli import evaluation_report as report
 from fdm_cli.cli import memory_report
-from fdm_cli.cli.plan_report import warn_of_blind, warn_of_reach
+from fdm_cli.cli.plan_report import warn_of_begin, warn_of_blind, warn_of_reach
 from fdm_cli.cli.render import Output, Progress, plural
 from fdm_cli.errors import BadInput
 
@@ -147,6 +147,7 @@ def prepare_drift(
             evaluation.check_length(clips, length)
         warn_of_reach(plan, setting.checkpoint.clip_length, output, scheme.name)
         warn_of_blind(plan, output, f"{scheme.name}: ")
+        warn_of_begin(plan, begin, output, f"{scheme.name}: ")
         widest = plan.widest * rollouts
         plans.append((scheme, plan, setting.batch(plan, widest)))
     real_length = length if clips.longest is None or clips.longest >= length else clips.shortest or length

@@ -83,6 +83,12 @@ def warn_of_blind(plan: Plan, output: Output, where: str = "") -> None:
         )
 
 
+def warn_of_begin(plan: Plan, begin: int | None, output: Output, where: str = "") -> None:
+    """Says when there is no first window to begin with."""
+    if begin is not None and plan.given:
+        output.warn(f"{where}--begin changes nothing where frames are given")
+
+
 def warn_of_window(plan: Plan, trained: int, output: Output) -> None:
     """Says when a plan's windows hold more frames than the model was trained on."""
     if plan.window > trained:

@@ -150,6 +150,16 @@ def test_a_scheme_that_breaks_an_invariant_is_told_with_line_stage_and_frame(tmp
     assert f"{path}:3: window 1 observes frame 100, which is not known by then" in done.stderr
 
 
+def test_a_first_window_in_pieces_is_shown():
+    done = fdm("autoregressive", "--length", "40", "--begin", "2")
+    assert "autoregressive: 40 frames, window 16, step 8, begin 2\n7 windows in 7 waves" in done.stdout
+    assert done.stderr == ""
+    done = fdm("autoregressive", "--begin", "2", "--given", "8", "--json")
+    assert json.loads(done.stdout)["begin"] is None
+    assert done.stderr == "warning: --begin changes nothing where frames are given\n"
+    assert fdm("--begin", "2").returncode == 2
+
+
 def test_a_scheme_that_needs_given_frames_is_shown_with_some():
     done = fdm("bridge", "--json", "--summary")
     assert json.loads(done.stdout)["given"] == [[0, 8], [152, 160]]
