@@ -104,7 +104,7 @@ def clip_losses(
 def single_losses(model: UNet, process: Process, batch: Batch, precision: str, number: int) -> Tensor:
     """(B,) float32: the mean squared error of latent frames of each clip in windows of their own; 0 without any.
 
-    What is made from nothing can begin with one frame, a window that no other draw of masks has: all others have K.
+    What is made from nothing can begin with one frame, a window that no draw of masks has.
 
     Args:
         model: on its device.

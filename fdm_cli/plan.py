@@ -268,7 +268,7 @@ class _Draft:
             known.add_range(start, stop)
         self.scheme = scheme
         self.given = given
-        self.begin = begin if begin is not None and begin < window and not given else None
+        self.begin: int | None = None
         self.board = rules.Board(length, window, step, scheme.closed, known, known)
         self.stages = Stages()
         self.makers = array("i", [-1]) * length
@@ -283,6 +283,8 @@ class _Draft:
             self.board.origin = spans[0] if len(spans) == 1 else [frame for span in spans for frame in span]
         elif scheme.start is not None:
             self.board.origin = rules.start(scheme.start, length, window, scheme.closed)
+            if begin is not None and begin < len(self.board.origin):
+                self.begin = begin
             for observed, latent in rules.pieces(self.board.origin, self.begin):
                 self.add(scheme.where, observed, latent, 0)
 

@@ -5,12 +5,12 @@ import torch
 
 from fdm_cli.config import Config, DiffusionConfig, ModelConfig, TrainingConfig
 from fdm_cli.diffusion import Process
-from fdm_cli.draft import NEIGHBOURS, SPEEDS, Alike, Draft
+from fdm_cli.draft import NEIGHBOURS, SPEEDS, Draft
 from fdm_cli.errors import BadInput
 from fdm_cli.gradients import BLURS, Losses, draft_losses, window_of
 from fdm_cli.training_batches import Batch
 from fdm_cli.unet import UNet
-from fdm_cli.window import Window
+from fdm_cli.window import Alike, Window
 from tests.networks import randomise
 from tests.test_patch_attention import call, inputs, network
 
