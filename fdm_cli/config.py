@@ -168,7 +168,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of activations (autocast); weights stay fp32
     activation_checkpointing: bool = False  # compute a block's activations again in the backward pass: less memory
     compile: bool = False  # torch.compile of the blocks: minutes at the start
-    weights: Literal["all", "patch_attention", "draft"] = "all"  # those that are trained; the others stay as they are
+    weights: Literal["all", "all_but_draft", "patch_attention", "draft"] = "all"  # the others stay as they are
     optimizer: Literal["adamw", "muon"] = "adamw"  # optimizer.py
     learning_rate: float = limits(1e-4, 1e-9, 1.0)
     warmup_steps: int = limits(0, 0, 1_000_000_000)  # over which the learning rate rises from 0
@@ -177,6 +177,8 @@ class TrainingConfig:
     loss_weighting: Literal["none", "min-snr", "x_0"] = "none"  # by timestep: Process.loss_weight
     single_frames: int = limits(0, 0, 4096)  # of a clip's latent frames, that are learnt alone, too: `single_losses`
     observed_blur: float = limits(0.0, 0.0, 1.0)  # of observed frames at most, `training_batches.blurred`
+    own_share: float = limits(0.0, 0.0, 1.0)  # of windows whose observed frames the network has drawn: `OwnFrames`
+    own_clips: int = limits(512, 1, 8192)  # that it draws again for that, before the first step
     adam_epsilon: float = limits(1e-8, 1e-16, 1.0)  # AdamW: gradients far below it do not move weights
     weight_decay: float = limits(0.0, 0.0, 1.0)
     gradient_clip: float = limits(1.0, 1e-6, 1e6)  # largest L2 norm of all gradients together
@@ -218,11 +220,13 @@ class Config:
             raise BadInput(
                 "training.weights patch_attention: the network has none", "--set model.patch_attention=observed"
             )
-        if self.training.weights == "draft" and self.model.draft == "none":
-            raise BadInput("training.weights draft: the network has none", "--set model.draft=motion")
+        if self.training.weights in ("draft", "all_but_draft") and self.model.draft == "none":
+            raise BadInput(
+                f"training.weights {self.training.weights}: the network has no draft", "--set model.draft=motion"
+            )
         if self.training.weights == "draft" and min(self.model.window, self.data.clip_length) < 2:
             raise BadInput("training.weights draft: windows of one frame observe nothing that could be moved on")
-        if self.training.single_frames and self.training.weights != "all":
+        if self.training.single_frames and not self.training.weights.startswith("all"):
             raise BadInput(
                 f"training.single_frames with training.weights {self.training.weights}: it looks at observed frames, "
                 "of which windows of one frame have none",
@@ -232,6 +236,8 @@ class Config:
             raise BadInput(
                 f"training.single_frames {self.training.single_frames} is more than model.window {self.model.window}"
             )
+        if self.training.own_share and self.model.window < 2:
+            raise BadInput("training.own_share: windows of one frame observe nothing")
         if self.data.source == BUILT_IN:
             self.check_canvas()
 

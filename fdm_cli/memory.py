@@ -286,7 +286,7 @@ class TrainingStep(_Experiment):
         """Numbers of observed frames where a step needs most: the network with none, a draft that learns with many."""
         frames = min(self.config.model.window, self.config.data.clip_length)
         of_network = [] if training.weights == "draft" else [0]
-        if self.config.model.draft == "none" or training.weights == "patch_attention":
+        if self.config.model.draft == "none" or training.weights not in ("all", "draft"):
             return of_network
         return [*of_network, max(frames // 2, min(frames - 1, 12))]
 

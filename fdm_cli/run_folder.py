@@ -1,6 +1,7 @@
 """A training run's files.
 
     config.yaml  data.json  metrics.jsonl  loss.png  checkpoints/step-00001000.pt  samples/step-00001000.gif
+    own/00000.npy
 
 One process at a time: the folder is locked, and the lock goes away with the process, however it ends.
 """
@@ -73,6 +74,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.config = path / "config.yaml"
         self.data = path / "data.json"
+        self.own = path / "own"
 
     def refuse_foreign(self) -> None:
         """Raises BadInput when a new run would overwrite files of something else, or cannot be written here."""
@@ -237,5 +239,5 @@ class RunFolder:
 
     def clean(self) -> None:
         """Removes what a killed process left half-written; the folder is locked."""
-        for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
+        for folder in (self.path, self.path / "checkpoints", self.path / "samples", self.own):
             remove_partial(folder)

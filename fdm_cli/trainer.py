@@ -34,6 +34,7 @@ from fdm_cli.distributed import ALONE, Ranks
 from fdm_cli.errors import BadInput, Interrupted, RunFailed
 from fdm_cli.gradients import Losses, add_gradients
 from fdm_cli.held_out import HeldOutLoss
+from fdm_cli.own_frames import CLIPS_A_FILE, OwnFrames
 from fdm_cli.preview import write_preview
 from fdm_cli.randomness import derive_seed
 from fdm_cli.run_folder import RunFolder
@@ -128,6 +129,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.clips = clips
+        self.own: OwnFrames | None = None
         self.held_out_clips = held_out_clips
         self.device = device
         self.ranks = ranks
@@ -150,9 +152,11 @@ class Trainer:
     def _draw(self, number: int) -> Batch:
         """This rank's clips of a part of a step, counted over all steps; in a thread or process of its own."""
         training, size = self.config.training, self.clips_at_once
+        if training.own_share and self.own is None:
+            raise ValueError("training.own_share needs `make_own` before the first step")
         step, part = divmod(number, training.accumulation)
         first = step * training.batch_size + self.ranks.rank * self._clips_each + part * size
-        return draw_batch(self.config, self.clips, first, size, training.seed)
+        return draw_batch(self.config, self.clips, first, size, training.seed, self.own)
 
     def train_step(self) -> tuple[float, float]:
         """One step of the optimizer on the next clips; returns loss and gradient norm, the same on all ranks.
@@ -295,17 +299,23 @@ def added(start: Checkpoint, config: Config) -> list[str]:
 
 
 def refuse_random(config: Config, start: Checkpoint | None) -> None:
-    """Raises BadInput where patch attention would learn beside weights that stay random: that is worth nothing."""
-    if config.training.weights != "patch_attention":
+    """Raises BadInput where something would learn beside weights that stay random: that is worth nothing."""
+    if config.training.own_share and start is None:
+        raise BadInput(
+            "training.own_share: frames that random weights draw are not worth learning from",
+            "--init-from names the checkpoint whose frames they are to be",
+        )
+    weights = config.training.weights
+    if weights not in ("patch_attention", "all_but_draft"):
         return
     if start is None:
         raise BadInput(
-            "training.weights patch_attention: the other weights would stay as random as they are",
+            f"training.weights {weights}: the other weights would stay as random as they are",
             "--init-from names the checkpoint that has them",
         )
     if "draft" in added(start, config):
         raise BadInput(
-            "training.weights patch_attention: the draft would stay as random as it is",
+            f"training.weights {weights}: the draft would stay as random as it is",
             "train it first, --set training.weights=draft, and --init-from that run",
         )
 
@@ -323,6 +333,37 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
     progress = max(0, step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     decay = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     return training.learning_rate * warmup * decay[training.schedule]
+
+
+def make_own(trainer: Trainer, own: OwnFrames, stop: StopSignals) -> Iterator[int]:
+    """Draws the frames that the run learns to continue, unless they are there; yields how many clips are finished.
+
+    All ranks run this before `train`, of a run with `training.own_share`.
+
+    Raises:
+        BadInput: the run is beyond its first step and they are gone.
+        Interrupted: a signal came.
+        RunFailed: a file cannot be written.
+    """
+    missing = [path for path in own.files if not path.exists()]
+    if missing and trainer.step:
+        raise BadInput(
+            f"{missing[0]} is gone, and the weights have learnt since they made it",
+            "bring it back, or start another run with --init-from",
+        )
+    if missing:
+        for finished in own.make(trainer.checkpoint(), trainer.clips_at_once, trainer.ranks):
+            yield finished
+            if stop.received:
+                raise Interrupted(
+                    stop.received,
+                    f"stopped while clips are drawn, about {finished} of {trainer.config.training.own_clips}; what "
+                    f"is finished is kept, {CLIPS_A_FILE} at a time",
+                    f"fdm train --run {own.folder.parent} --resume",
+                )
+    trainer.ranks.barrier()
+    own.check()
+    trainer.own = own
 
 
 def train(trainer: Trainer, folder: RunFolder, stop: StopSignals) -> Iterator[StepStats]:

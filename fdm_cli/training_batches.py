@@ -27,6 +27,7 @@ from fdm_cli.dataset import Clips
 from fdm_cli.diffusion import shifted
 from fdm_cli.errors import FdmError, RunFailed
 from fdm_cli.masks import sample_masks
+from fdm_cli.own_frames import OwnFrames
 from fdm_cli.randomness import generator
 
 T = TypeVar("T")
@@ -68,15 +69,18 @@ class Batch:
         return Batch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
 
 
-def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed: int) -> Batch:
+def draw_batch(
+    config: Config, clips: Clips, first_number: int, size: int, seed: int, own: OwnFrames | None = None
+) -> Batch:
     """Clips number `first_number`, `first_number` + 1, ... of the endless stream that the seed stands for.
 
     Each clip is a function of the seed and its number alone: the window, the clip, the timestep, the noise and how much
-    the observed frames are blurred are drawn from its generator, in this order.
+    the observed frames are blurred are drawn from its generator, in this order; before them whether those are `own`.
 
     In a long video the observed frames are the network's own, a little softer than real ones. One that has learnt from
     real ones alone hands that on, and each window adds to it; blurred ones teach it to make sharp frames of soft ones
     (conditioning augmentation: Ho et al., "Cascaded diffusion models for high fidelity image generation", 2021).
+    What the network has made itself is `own`, and not blurred besides.
     """
     data, model = config.data, config.model
     batch_size, most_blur = config.training.batch_size, config.training.observed_blur
@@ -87,14 +91,19 @@ def draw_batch(config: Config, clips: Clips, first_number: int, size: int, seed:
     for place in range(size):
         draws = generator(seed, "clip", first_number + place)
         spanned = data.spanned((first_number + place) // batch_size)
-        window = sample_masks(spanned, places, draws, data.masks)
-        # Of this length, or the ends of long videos would not be seen before windows span whole clips.
-        videos.append(clips.of_length(spanned).clip(draws, window.frame_indices.numpy()))
+        of_own = own is not None and float(torch.rand((), generator=draws)) < config.training.own_share
+        if own is not None and of_own:
+            window, frames = own.draw(draws, places)
+        else:
+            window = sample_masks(spanned, places, draws, data.masks)
+            # Of this length, or the ends of long videos would not be seen before windows span whole clips.
+            frames = clips.of_length(spanned).clip(draws, window.frame_indices.numpy())
+        videos.append(frames)
         windows.append(window)
         timesteps.append(draw_timestep(config, draws))
         eps[place].normal_(generator=draws)
         if most_blur:
-            blurs.append(most_blur * torch.rand((), generator=draws))
+            blurs.append((0.0 if of_own else most_blur) * torch.rand((), generator=draws))
     x_0, observed = video.to_model(np.concatenate(videos)).view_as(eps), torch.stack([w.observed for w in windows])
     if most_blur:
         x_0[observed] = blurred(x_0[observed], torch.stack(blurs).repeat_interleave(observed.sum(1)))

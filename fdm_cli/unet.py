@@ -187,12 +187,12 @@ class UNet(nn.Module):
         return output
 
     def _leave(self, weights: str) -> None:
-        """Leaves only the named weights to be trained: `all`, `patch_attention` or `draft`."""
-        self.requires_grad_(weights == "all")
+        """Leaves only the named weights to be trained, see `TrainingConfig.weights`."""
+        self.requires_grad_(weights.startswith("all"))
         if self.patch_attention is not None:
             self.patch_attention.requires_grad_(weights != "draft")
         if self.draft is not None:
-            self.draft.requires_grad_(weights != "patch_attention")
+            self.draft.requires_grad_(weights in ("all", "draft"))
 
     def drafts(self, x_0: Tensor, frame_indices: Tensor, window: Window) -> Drafts | None:
         """What is made of the observed frames alone, the same for all timesteps; None where nothing is."""

@@ -285,5 +285,5 @@ def test_bad_configurations():
         Config(model=ModelConfig(draft="motion", window=1), training=TrainingConfig(weights="draft"))
     with pytest.raises(BadInput, match=r"model\.draft needs a model\.image_size that is a multiple of 8, not 12"):
         ModelConfig(draft="motion", image_size=12, channel_mult=(1,), attention_resolutions=())
-    with pytest.raises(BadInput, match=r"training\.weights draft: the network has none"):
+    with pytest.raises(BadInput, match=r"training.weights draft: the network has no draft"):
         Config(model=ModelConfig(patch_attention="observed"), training=TrainingConfig(weights="draft"))

@@ -336,12 +336,14 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
 
     from fdm_cli import trainer as training
     from fdm_cli.dataset import open_clips
+    from fdm_cli.own_frames import OwnFrames
     from fdm_cli.run_folder import SmoothLoss
     from fdm_cli.signals import StopSignals
     from fdm_cli.tensorboard import TensorBoard
 
     config, folder, start, output, ranks = job.config, job.folder, job.start, job.output, job.ranks
     clips, held_out = open_clips(config), open_clips(config, "held-out")
+    own = OwnFrames(folder.own, config, clips) if config.training.own_share else None
     with StopSignals() as stop:
         state, remarks = ranks.share(folder.newest_state)
         for remark in remarks:
@@ -370,6 +372,10 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
             output.note(f"{folder.path} is at step {trainer.step} already; a larger --steps goes on")
         if memory:
             output.note(memory)
+        if own is not None and trainer.step < total:
+            with output.progress(config.training.own_clips, "clips") as progress:
+                for finished in training.make_own(trainer, own, stop):
+                    progress.update(min(finished, config.training.own_clips), "drawn by the weights to start from")
         began, first_step = time.monotonic(), trainer.step
         loss, smooth = None, SmoothLoss()
         with (
