@@ -236,7 +236,7 @@ class Config:
             raise BadInput(
                 f"training.single_frames {self.training.single_frames} is more than model.window {self.model.window}"
             )
-        if self.training.own_share and self.model.window < 2:
+        if self.training.own_share and min(self.model.window, self.data.clip_length) < 2:
             raise BadInput("training.own_share: windows of one frame observe nothing")
         if self.data.source == BUILT_IN:
             self.check_canvas()

@@ -345,6 +345,7 @@ def make_own(trainer: Trainer, own: OwnFrames, stop: StopSignals) -> Iterator[in
         Interrupted: a signal came.
         RunFailed: a file cannot be written.
     """
+    trainer.ranks.barrier()  # until rank 0 has brought the folder in order
     missing = [path for path in own.files if not path.exists()]
     if missing and trainer.step:
         raise BadInput(
@@ -352,13 +353,14 @@ def make_own(trainer: Trainer, own: OwnFrames, stop: StopSignals) -> Iterator[in
             "bring it back, or start another run with --init-from",
         )
     if missing:
+        clips = trainer.config.training.own_clips
         for finished in own.make(trainer.checkpoint(), trainer.clips_at_once, trainer.ranks):
-            yield finished
+            yield min(finished, clips)
             if stop.received:
                 raise Interrupted(
                     stop.received,
-                    f"stopped while clips are drawn, about {finished} of {trainer.config.training.own_clips}; what "
-                    f"is finished is kept, {CLIPS_A_FILE} at a time",
+                    f"stopped while clips are drawn, about {min(finished, clips)} of {clips}; what is finished is "
+                    f"kept, {CLIPS_A_FILE} at a time",
                     f"fdm train --run {own.folder.parent} --resume",
                 )
     trainer.ranks.barrier()

@@ -135,6 +135,8 @@ def test_what_cannot_be_is_refused(straight, start, tmp_path):
     done = fdm(*arguments, "--set", "data.clip_length=6", "--run", tmp_path / "b", check=2)
     assert "training.own_share takes clips of 18 frames; the longest has 17" in done.stderr
     assert not (tmp_path / "b").exists()
+    done = fdm(*TINY, *OWN, "--init-from", start, "--set", "data.clip_length=1", "--run", tmp_path / "c", check=2)
+    assert "training.own_share: windows of one frame observe nothing" in done.stderr
     own, config = own_of(straight)
     with pytest.raises(BadInput, match="cannot be read"):
         OwnFrames(tmp_path / "none", config, own.clips).draw(torch.Generator(), 2)

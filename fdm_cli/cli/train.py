@@ -375,7 +375,7 @@ def _run(job: _Job, device: torch.device, found: Survey, memory: str | None, ten
         if own is not None and trainer.step < total:
             with output.progress(config.training.own_clips, "clips") as progress:
                 for finished in training.make_own(trainer, own, stop):
-                    progress.update(min(finished, config.training.own_clips), "drawn by the weights to start from")
+                    progress.update(finished, "drawn by the weights to start from")
         began, first_step = time.monotonic(), trainer.step
         loss, smooth = None, SmoothLoss()
         with (
