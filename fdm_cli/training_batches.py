@@ -80,7 +80,7 @@ def draw_batch(
     In a long video the observed frames are the network's own, a little softer than real ones. One that has learnt from
     real ones alone hands that on, and each window adds to it; blurred ones teach it to make sharp frames of soft ones
     (conditioning augmentation: Ho et al., "Cascaded diffusion models for high fidelity image generation", 2021).
-    What the network has made itself is `own`, and not blurred besides.
+    What the network has drawn itself is `own`, and not blurred besides.
     """
     data, model = config.data, config.model
     batch_size, most_blur = config.training.batch_size, config.training.observed_blur
